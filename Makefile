@@ -1,0 +1,42 @@
+# `make demo` and `make test` are all a newcomer needs; both start from a bare clone.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test check test-vllm benchmark lock clean
+
+setup: .venv/.ready
+
+.venv/.ready: requirements/dev.txt requirements/uv.txt pyproject.toml
+	./scripts/install-system-packages
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements/dev.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: setup
+	$(BIN)/modal-eval run -m SmolLM2-135M-Instruct -b demo
+
+test: setup
+	$(BIN)/pytest -m "not vllm"
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Real vLLM on the CPU: 2.5 GB of packages, so not part of `make test`.
+test-vllm: setup
+	./scripts/make-vllm-cpu-env
+	$(BIN)/pytest -m vllm
+
+benchmark: setup
+	$(BIN)/python benchmarks/journal.py
+	$(BIN)/python benchmarks/proxy.py
+
+lock: setup
+	./scripts/lock
+
+clean:
+	rm -rf .venv .venvs

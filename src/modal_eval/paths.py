@@ -1,0 +1,69 @@
+"""Where things stand on disk; no path is joined in two places."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from modal_eval.errors import ConfigError
+
+RUN_CONFIG = "run_config.json"
+PREPARED = "prepared.json"
+JOURNAL = "checkpoint.jsonl"
+CHECKPOINT_META = "checkpoint_meta.json"
+RESULTS = "results.jsonl"
+METADATA = "metadata.json"
+PUBLISHED = "published.json"
+LOCK = "run.lock"
+
+
+def project_root() -> Path:
+    """The folder that holds `flows/`, `benchmark_configs/` and `requirements/`.
+
+    `MODAL_EVAL_HOME` names it; otherwise it is the checkout that this file stands in, or the nearest folder above the
+    working directory that looks like one.
+    """
+    if home := os.environ.get("MODAL_EVAL_HOME"):
+        root = Path(home).expanduser().resolve()
+        if not (root / "benchmark_configs").is_dir():
+            raise ConfigError(f"MODAL_EVAL_HOME={home} has no benchmark_configs/; point it at a checkout of modal-eval")
+        return root
+    checkout = Path(__file__).resolve().parents[2]
+    for candidate in (checkout, *(Path.cwd() / "x").parents):
+        if (candidate / "benchmark_configs").is_dir() and (candidate / "flows").is_dir():
+            return candidate
+    raise ConfigError(
+        "no checkout of modal-eval found (a folder with flows/ and benchmark_configs/); run from inside one or set "
+        "MODAL_EVAL_HOME"
+    )
+
+
+def output_root() -> Path:
+    """Root of all runs: `MODAL_EVAL_OUTPUT_DIR`, or `outputs/evals` below the working directory."""
+    root = os.environ.get("MODAL_EVAL_OUTPUT_DIR") or "outputs/evals"
+    if "://" in root:
+        raise ConfigError(f"MODAL_EVAL_OUTPUT_DIR={root} is no folder of this machine; give a local path")
+    return Path(root)
+
+
+def state_dir() -> Path:
+    """This user's state on this machine, shared by all runs: leases and locks. `MODAL_EVAL_STATE_DIR` moves it."""
+    if explicit := os.environ.get("MODAL_EVAL_STATE_DIR"):
+        return Path(explicit).expanduser()
+    base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(base).expanduser() / "modal-eval"
+
+
+def leases_dir() -> Path:
+    return state_dir() / "leases"
+
+
+def environments_dir() -> Path:
+    """Virtual environments of harnesses and engines: `.venvs/` of the checkout; `MODAL_EVAL_VENVS` moves it."""
+    if explicit := os.environ.get("MODAL_EVAL_VENVS"):
+        return Path(explicit).expanduser()
+    return project_root() / ".venvs"
+
+
+def logs_dir(run_dir: Path) -> Path:
+    return run_dir / "logs"
