@@ -1,0 +1,5 @@
+"""Where weights come from, whether they are whole, and which chat template goes with them."""
+
+from modal_eval.checkpoints.resolve import resolve_model
+
+__all__ = ["resolve_model"]

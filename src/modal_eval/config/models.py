@@ -1,0 +1,214 @@
+"""The configuration: one small model a section, every key documented where it is defined.
+
+Sections are the YAML's own (`infra`, `vllm`, `sampling`, `eval`, `env_args`). Nothing here reads a file, the
+environment or the network: the same input always gives the same configuration.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, protected_namespaces=()
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def null_has_a_name_on_the_command_line(cls, data: Any) -> Any:
+        """`--eval.num_examples=null` means what `num_examples: null` means in YAML."""
+        return {k: None if v == "null" else v for k, v in data.items()} if isinstance(data, dict) else data
+
+
+Target = Literal["endpoint", "local"]
+Engine = Literal["vllm", "llamacpp"]
+
+
+class InfraConfig(Section):
+    """Where the model server runs."""
+
+    target: Target = "local"
+    """`local` starts a server on this machine; `endpoint` uses one that already runs at `base_url`."""
+    engine: Engine = "vllm"
+    """Which server `local` starts: `vllm`, or `llamacpp` for GGUF files."""
+    base_url: str | None = None
+    """OpenAI-compatible base of the endpoint, such as `http://127.0.0.1:8000/v1`; replicas with commas between."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the endpoint's key. The key itself is written nowhere."""
+    environment: str | None = None
+    """Folder of a virtual environment that already has the engine; otherwise one is made under `.venvs/`."""
+    gpu: str = "A100-80GB"
+    """GPU type and count, such as `A100-80GB:2`."""
+    timeout: Annotated[int, Field(ge=1)] = 7200
+    """Longest time that one call to the server may take, redirects included, in seconds."""
+    gpu_hour_price: Annotated[float, Field(ge=0)] | None = None
+    """Price of one GPU for an hour; with it a run reports its cost."""
+    silence_timeout: Annotated[float, Field(gt=0)] = 1800
+    """A call on which the server sends nothing for this long is made again, in seconds."""
+    outage_timeout: Annotated[float, Field(gt=0)] = 600
+    """Longest time that a server may be away or too busy before the run is given up for a resume, in seconds."""
+    startup_timeout: Annotated[int, Field(ge=1)] = 1800
+    """Longest time that a server may take until it answers, in seconds."""
+    scaledown_window: Annotated[int, Field(ge=1)] = 900
+    """Idle time after which the server gives its GPU back, in seconds."""
+    max_concurrent_inputs: Annotated[int, Field(ge=1)] = 999
+    """Calls that one server takes at a time."""
+
+
+class VllmConfig(Section):
+    """Settings of the model server; each becomes the `vllm serve` flag of the same name."""
+
+    max_model_len: Annotated[int, Field(ge=1)] | None = None
+    """Context length in tokens, prompt and answer together; null takes the model's own."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Number format of the weights and activations."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of the GPU's memory that vLLM takes."""
+    tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
+    """Shards of one replica. Above 1 a greedy run's score can change (see `allow_tensor_parallel`)."""
+    data_parallel_size: Annotated[int, Field(ge=1)] = 1
+    """Replicas of the model, each on GPUs of its own."""
+    prefix_caching: bool = True
+    """Reuse the computed prefix of equal prompts."""
+    trust_remote_code: bool = False
+    """Run Python code that stands in the model's folder."""
+    enforce_eager: bool = False
+    """Skip CUDA graphs: a faster start, slower answers."""
+    quantization: str | None = None
+    """Quantization method, as vLLM names it."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub model; `-m model@revision` says the same."""
+    seed: int = 0
+    """Seed of the server."""
+    allow_tensor_parallel: bool = False
+    """Says that `tensor_parallel_size` above 1 is wanted although a greedy score can move with it."""
+    extra_args: dict[str, Any] = {}
+    """Any further flag under vLLM's own name, such as `{max_num_seqs: 64}`."""
+
+
+class SamplingConfig(Section):
+    """What every request asks of the model."""
+
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    """0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus sampling: the smallest set of tokens whose probability reaches this."""
+    max_tokens: Annotated[int, Field(ge=1)] = 4096
+    """Longest answer, in tokens."""
+    seed: int | None = None
+    """With a seed, rollout `i` of an example is sampled with `seed + i`; null leaves it to the server."""
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    """Only the `top_k` most probable tokens; a server extension."""
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Least probability relative to the most probable token; a server extension."""
+    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    """Above 1 discourages repetition; a server extension."""
+    stop: list[str] | None = None
+    """Texts at which an answer ends."""
+
+
+class EvalConfig(Section):
+    """How much is evaluated, and how."""
+
+    num_examples: Annotated[int, Field(ge=1)] | None = None
+    """The first N examples; null runs all."""
+    rollouts: Annotated[int, Field(ge=1)] = 1
+    """Sampled answers per example."""
+    max_concurrent: Annotated[int, Field(ge=1)] = 32
+    """Rollouts in flight at a time."""
+    checkpoint_every: Annotated[int, Field(ge=1)] = 1
+    """Write `checkpoint_meta.json` after this many finished rollouts (at most twice a second). Answers themselves are
+    always on disk before the harness sees them."""
+    rollout_timeout: Annotated[float, Field(gt=0)] = 7200
+    """Longest time for one rollout with its scoring, in seconds; one that takes longer is unscored."""
+    max_unscored: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Largest share of rollouts that may stay unscored by a fault of ours; above it the run is incomplete."""
+    retries: Annotated[int, Field(ge=0)] = 8
+    """Tries that the proxy makes again for one call after a fault of the server."""
+    harness: Literal["verifiers"] = "verifiers"
+    """Who asks the questions and scores the answers."""
+    harness_api: Literal["auto", "legacy", "v1"] = "auto"
+    """verifiers' interface: `legacy` has `load_environment()`, `v1` has tasksets; `auto` asks the package."""
+    environment: str | None = None
+    """Folder of a virtual environment that already has the harness; otherwise one is made under `.venvs/`."""
+    module_paths: list[str] = []
+    """Folders with environment modules of your own, searched before ours."""
+    packages: list[str] = []
+    """Pinned packages to add to the harness's environment, such as `my-env==1.2.0` from the Prime hub."""
+
+
+ChatTemplate = Literal["base", "code", "math", "think"]
+
+
+class BenchmarkConfig(Section):
+    """One file of `benchmark_configs/`."""
+
+    name: str = ""
+    """Taken from the file's name."""
+    description: str = ""
+    """One line for `modal-eval benchmarks`."""
+    env_id: str
+    """The environment's id, as the harness knows it."""
+    chat_template: ChatTemplate | None = None
+    """Fallback for a model that brings no chat template of its own: `benchmark_configs/templates/NAME.jinja`."""
+    infra: InfraConfig = InfraConfig()
+    vllm: VllmConfig = VllmConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    eval: EvalConfig = EvalConfig()
+    env_args: dict[str, Any] = {}
+    """Passed to the environment as it is."""
+
+
+class Overrides(Section):
+    """What the command line changes; only keys that were given count."""
+
+    infra: InfraConfig = InfraConfig()
+    vllm: VllmConfig = VllmConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    eval: EvalConfig = EvalConfig()
+    env: dict[str, Any] = {}
+    """`--env.KEY=VALUE` is passed to the environment as `KEY`."""
+
+
+class RunConfig(BenchmarkConfig):
+    """The final configuration of one run: a model, a benchmark, and every setting resolved."""
+
+    model: str
+    """Hub id, folder, GGUF file, or the name that an endpoint knows the model by."""
+
+    @model_validator(mode="after")
+    def check_endpoint(self) -> RunConfig:
+        if self.infra.target == "endpoint" and not self.infra.base_url:
+            raise ValueError(
+                "infra.target is 'endpoint' but infra.base_url is not set; add --infra.base_url=http://HOST:PORT/v1"
+            )
+        if self.infra.target != "endpoint" and self.infra.base_url:
+            raise ValueError(
+                f"infra.base_url is set but infra.target is '{self.infra.target}'; add --infra.target=endpoint or drop "
+                "the URL"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def check_tensor_parallel(self) -> RunConfig:
+        vllm = self.vllm
+        if vllm.tensor_parallel_size > 1 and self.sampling.temperature == 0 and not vllm.allow_tensor_parallel:
+            raise ValueError(
+                f"vllm.tensor_parallel_size={vllm.tensor_parallel_size} with sampling.temperature=0: tensor "
+                "parallelism changed one model's greedy MATH score from 28% to 10%; use vllm.data_parallel_size, or add "
+                "--vllm.allow_tensor_parallel=true if this is what you want to measure"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def check_room_for_a_prompt(self) -> RunConfig:
+        limit, answer = self.vllm.max_model_len, self.sampling.max_tokens
+        if self.infra.target == "local" and limit is not None and answer >= limit:
+            raise ValueError(
+                f"sampling.max_tokens={answer} leaves no room for a prompt in vllm.max_model_len={limit}; lower the one or "
+                "raise the other"
+            )
+        return self
