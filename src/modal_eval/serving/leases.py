@@ -1,0 +1,120 @@
+"""Who holds which server: one file a server, written before the server is waited for.
+
+Any process can end a server by its lease: the one that started it, the next run, or `modal-eval stop`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import time
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from modal_eval import paths
+from modal_eval.errors import ServerError
+from modal_eval.processes import boot_id, is_alive, kill_group, start_ticks
+from modal_eval.records import Lease
+
+
+def new_lease_id() -> str:
+    return secrets.token_hex(6)
+
+
+def take_lease(run_dir: Path, model: str, lease_id: str) -> Lease:
+    """Write the lease of a server that is about to be started."""
+    lease = Lease(
+        lease_id=lease_id,
+        kind="process",
+        run_dir=str(run_dir),
+        host=socket.gethostname(),
+        boot_id=boot_id(),
+        holder_pid=os.getpid(),
+        holder_started=start_ticks(os.getpid()),
+        server_pid=0,
+        server_started=0,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        deadline=None,
+        model=model,
+    )
+    write_lease(lease)
+    return lease
+
+
+def note_server(lease: Lease, pid: int, started: float, url: str) -> Lease:
+    lease = replace(lease, server_pid=pid, server_started=started, url=url)
+    write_lease(lease)
+    return lease
+
+
+def lease_path(lease: Lease) -> Path:
+    return paths.leases_dir() / f"{lease.lease_id}.json"
+
+
+def write_lease(lease: Lease) -> None:
+    path = lease_path(lease)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.write_text(json.dumps(asdict(lease), indent=2), encoding="utf-8")
+    temporary.replace(path)
+
+
+def drop_lease(lease: Lease) -> None:
+    lease_path(lease).unlink(missing_ok=True)
+
+
+def read_lease(path: Path) -> Lease | None:
+    """The lease in `path`; `None` when it is gone or not whole (its writer was killed before the rename)."""
+    try:
+        return Lease(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, json.JSONDecodeError, TypeError):
+        return None
+
+
+def leases() -> list[Lease]:
+    """Every lease of this user on this machine, oldest first."""
+    found = [lease for path in paths.leases_dir().glob("*.json") if (lease := read_lease(path))]
+    return sorted(found, key=lambda lease: (lease.created_at, lease.lease_id))
+
+
+def family(lease_id: str) -> list[Lease]:
+    """The leases of all replicas of one server: `ID`, `ID-1`, `ID-2` …"""
+    return [lease for lease in leases() if lease.lease_id.partition("-")[0] == lease_id]
+
+
+def holder_alive(lease: Lease) -> bool:
+    """Whether the process that took the lease still runs (the same process, not one with its old pid).
+
+    The holder of another host's lease, seen where home folders are shared, is taken to be alive: only that host knows.
+    """
+    if lease.host != socket.gethostname():
+        return True
+    return lease.boot_id == boot_id() and is_alive(lease.holder_pid, lease.holder_started)
+
+
+def server_alive(lease: Lease) -> bool:
+    return lease.boot_id == boot_id() and is_alive(lease.server_pid, lease.server_started)
+
+
+def stop_lease(lease: Lease) -> None:
+    """End the lease's server with what is left of its session, and drop the lease.
+
+    Raises `ServerError` for a lease of another host, whose processes cannot be reached from here.
+    """
+    if lease.host != socket.gethostname():
+        raise ServerError(f"the server of lease {lease.lease_id} runs on {lease.host}; run `modal-eval stop` there")
+    if lease.boot_id == boot_id():
+        kill_group(lease.server_pid, lease.server_started)
+    drop_lease(lease)
+
+
+def sweep_dead() -> list[Lease]:
+    """End every server of this host whose holder is dead or whose deadline has passed; returns their leases."""
+    here = [one for one in leases() if one.host == socket.gethostname()]
+    dead = [one for one in here if not holder_alive(one) or (one.deadline is not None and one.deadline < time.time())]
+    for lease in dead:
+        stop_lease(lease)
+    return dead

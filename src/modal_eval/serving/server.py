@@ -1,0 +1,176 @@
+"""Start → ready → stop, the same for every kind of server."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import httpx
+
+from modal_eval import paths
+from modal_eval.config.models import RunConfig
+from modal_eval.errors import ServerError
+from modal_eval.processes import OwnedProcess, free_port, last_lines, masked
+from modal_eval.records import Lease, PreparedModel, ServerHandle
+from modal_eval.serving import llamacpp, vllm
+from modal_eval.serving.endpoint import check_endpoint, server_facts
+from modal_eval.serving.leases import (
+    drop_lease,
+    family,
+    new_lease_id,
+    note_server,
+    server_alive,
+    stop_lease,
+    sweep_dead,
+    take_lease,
+)
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.2
+STOP_GRACE_S = 10.0
+
+
+class Engine(Protocol):
+    """What a module of this folder offers for the server that it knows."""
+
+    def environment(self, config: RunConfig, *, say: Callable[[str], None]) -> Path: ...
+
+    def command(self, python: Path, config: RunConfig, model: PreparedModel, port: int) -> list[str]: ...
+
+    def variables(self, python: Path, config: RunConfig, number: int) -> dict[str, str]: ...
+
+
+@dataclass
+class Replica:
+    """One server process of ours."""
+
+    process: OwnedProcess
+    lease: Lease
+    url: str
+    log: Path
+
+    def death(self) -> str | None:
+        """What to tell when the process has ended by itself."""
+        if (code := self.process.poll()) is None:
+            return None
+        how = f"was killed by signal {-code}" if code < 0 else f"exited with {code}"
+        return f"the model server (pid {self.process.pid}) {how}; the end of {self.log}:\n{last_lines(self.log)}"
+
+
+_replicas: dict[str, list[Replica]] = {}
+"""By the handle's lease id: a server stops with this process, so this process has to keep it."""
+
+
+def start_server(
+    config: RunConfig, model: PreparedModel, run_dir: Path, *, say: Callable[[str], None] = logger.info
+) -> ServerHandle:
+    """Start the server that `config` asks for and return once it answers.
+
+    First ends what dead runs left on this machine. Raises `ServerError` with the server's last words when it dies or
+    stays silent beyond `infra.startup_timeout`; then no process and no lease is left.
+    """
+    for lease in sweep_dead():
+        say(f"ended a server that a dead run left behind (pid {lease.server_pid}, {lease.run_dir})")
+    if config.infra.target == "endpoint":
+        return check_endpoint(config, model, say=say)
+    engine: Engine = llamacpp if config.infra.engine == "llamacpp" else vllm
+    python = engine.environment(config, say=say)
+    lease_id = new_lease_id()
+    replicas: list[Replica] = []
+    try:
+        for number in range(config.vllm.data_parallel_size):
+            replicas.append(_launch(engine, python, config, model, run_dir, lease_id, number))
+            say(f"{config.infra.engine} is starting (pid {replicas[-1].process.pid}); its log is {replicas[-1].log}")
+        deadline = time.monotonic() + config.infra.startup_timeout
+        for replica in replicas:
+            _wait_ready(replica, deadline, config.infra.startup_timeout)
+        facts = server_facts(replicas[0].url, model.served_name)
+    except BaseException:
+        _end(replicas)
+        raise
+    _replicas[lease_id] = replicas
+    urls = tuple(f"{replica.url}/v1" for replica in replicas)
+    return ServerHandle(urls, model.served_name, config.infra.engine, lease_id, None, facts)
+
+
+def _launch(
+    engine: Engine, python: Path, config: RunConfig, model: PreparedModel, run_dir: Path, lease_id: str, number: int
+) -> Replica:
+    """Start replica `number` under a lease of its own, which is on disk first."""
+    port = free_port()
+    command = engine.command(python, config, model, port)
+    variables = engine.variables(python, config, number)
+    url, log = f"http://127.0.0.1:{port}", _log(run_dir, config.infra.engine, number)
+    logger.info("starting %s", masked(command))
+    lease = take_lease(run_dir, model.model_id, f"{lease_id}-{number}" if number else lease_id)
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        process = OwnedProcess.start(command, log_path=log, env=variables, grace_s=STOP_GRACE_S)
+    except OSError as error:
+        drop_lease(lease)
+        raise ServerError(f"the server's program cannot be started: {error}") from error
+    except BaseException:
+        drop_lease(lease)
+        raise
+    return Replica(process, note_server(lease, process.pid, process.started, url), url, log)
+
+
+def _log(run_dir: Path, engine: str, number: int) -> Path:
+    return paths.logs_dir(run_dir) / (f"{engine}-{number}.log" if number else f"{engine}.log")
+
+
+def _wait_ready(replica: Replica, deadline: float, limit_s: float) -> None:
+    """Ask first whether the process is dead, then whether it is up."""
+    with httpx.Client(timeout=5) as client:
+        while time.monotonic() < deadline:
+            if death := replica.death():
+                raise ServerError(death)
+            if _answers(client, f"{replica.url}/health"):
+                return
+            time.sleep(POLL_S)
+    raise ServerError(
+        f"the model server did not answer within infra.startup_timeout={limit_s:g} s and was stopped; raise the limit, or "
+        f"see the end of {replica.log}:\n{last_lines(replica.log)}"
+    )
+
+
+def _answers(client: httpx.Client, url: str) -> bool:
+    try:
+        return client.get(url).status_code == httpx.codes.OK
+    except httpx.TransportError:
+        return False
+
+
+def _end(replicas: list[Replica]) -> None:
+    with contextlib.ExitStack() as stack:  # one that cannot be ended keeps no other alive
+        for replica in replicas:
+            stack.callback(drop_lease, replica.lease)
+            stack.callback(replica.process.stop)
+
+
+def stop_server(handle: ServerHandle) -> None:
+    """Give the server back, from whichever process. May be called twice; an endpoint is not ours and left alone."""
+    if handle.lease_id is None:
+        return
+    _end(_replicas.pop(handle.lease_id, []))
+    for lease in family(handle.lease_id):  # another process started it
+        stop_lease(lease)
+
+
+def server_exit(handle: ServerHandle) -> str | None:
+    """What a dead server said last; `None` while every replica lives, and for an endpoint."""
+    if handle.lease_id is None:
+        return None
+    if replicas := _replicas.get(handle.lease_id):
+        return next((death for replica in replicas if (death := replica.death())), None)
+    for number, lease in enumerate(family(handle.lease_id)):
+        if not server_alive(lease):
+            log = _log(Path(lease.run_dir), handle.engine, number)
+            return f"the model server (pid {lease.server_pid}) is gone; the end of {log}:\n{last_lines(log)}"
+    return None
