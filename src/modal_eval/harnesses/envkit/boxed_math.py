@@ -1,0 +1,89 @@
+"""Final answers in `\\boxed{}`, compared by math-verify: the scoring of gsm8k, math500 and aime2025.
+
+As in the environments of the same ids on the Prime hub, with two differences. An answer that is literally the reference
+needs no parser. And when the checker's own process dies, the error is raised, so that the rollout is unscored; there it
+counts as a wrong answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import verifiers as vf
+from verifiers.utils.data_utils import BOXED_SYSTEM_PROMPT, extract_boxed_answer
+
+from modal_eval.harnesses.envkit.data import Data
+from modal_eval.harnesses.envkit.equivalence import equivalent
+
+LONGEST_ANSWER = 50_000
+"""Characters. A longer "answer" is a model that never closed its brace."""
+SYSTEM_PROMPT: str = BOXED_SYSTEM_PROMPT
+
+
+def boxed(text: str) -> str:
+    """What stands in the last `\\boxed{}` after the thoughts, or nothing: an answer outside the box does not count."""
+    answer: str = extract_boxed_answer(text.split("</think>")[-1].strip(), strict=True)
+    return answer
+
+
+class Checker:
+    """Compares answers in a process of its own, made when first needed and again when it has died."""
+
+    def __init__(self) -> None:
+        self._pool: ProcessPoolExecutor | None = None
+
+    async def __call__(self, response: str, answer: str) -> bool:
+        response, answer = response.strip(), answer.strip()
+        if not response or len(response) > LONGEST_ANSWER:
+            return False
+        if response == answer:
+            return True
+        try:
+            return await self._ask(response, answer)
+        except BrokenProcessPool:
+            self._pool = None
+            return await self._ask(response, answer)
+
+    async def _ask(self, response: str, answer: str) -> bool:
+        if self._pool is None:
+            # The harness has threads, and a forked child could inherit one of their locks for ever.
+            self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        return await asyncio.get_running_loop().run_in_executor(self._pool, equivalent, response, answer)
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+
+class CheckingRubric(vf.Rubric):  # type: ignore[misc] # verifiers is not in the environment that is type-checked
+    """Ends the checker's process with the environment."""
+
+    check: Checker
+
+    async def teardown(self) -> None:
+        await super().teardown()
+        self.check.close()
+
+
+def boxed_math_environment(data: Data, rows: Any, system_prompt: str | None) -> vf.Environment:
+    """A single-turn environment over `rows` (question, answer) whose reward is 1 for an equivalent boxed answer."""
+    parser = vf.Parser(extract_fn=boxed)
+    check = Checker()
+
+    async def correct_answer(parser: Any, completion: Any, answer: str) -> float:
+        """1 if the boxed answer is equivalent to the reference."""
+        return float(await check(parser.parse_answer(completion) or "", answer))
+
+    def has_answer(parser: Any, completion: Any) -> float:
+        """Whether there is a boxed answer at all."""
+        return float(bool(parser.parse_answer(completion)))
+
+    rubric = CheckingRubric(funcs=[correct_answer, has_answer], weights=[1.0, 0.0], parser=parser)
+    rubric.check = check
+    environment = vf.SingleTurnEnv(eval_dataset=rows, system_prompt=system_prompt, parser=parser, rubric=rubric)
+    environment.data_source = data.source
+    return environment

@@ -1,0 +1,358 @@
+"""Runs Python code that nobody has read, and returns what it did. Standard library only.
+
+The verdict is never computed in here: the sandbox returns data (what a program printed, what a function returned, as
+JSON) and the caller, outside, compares it with what was expected. So an object that equals everything, an early exit
+or a forged result is just one more wrong answer, and the expected values are never where the code could read them.
+
+What the `local` backend (bubblewrap) covers; each line has a test in `tests/unit/test_sandbox.py`:
+
+* no network, not even this machine's own
+* a read-only system; the only writable places are a private /tmp and /dev/shm, small and gone afterwards
+* no home folders, no environment variables, no processes of the host; run as `nobody` when we are root
+* limits on CPU time, memory per process, number of processes, output, file size, and a wall clock behind them all
+* the whole process tree dies with the sandbox, and the sandbox with us
+
+What it does not cover: the *sum* of memory over many processes (only `max_processes` times `memory_bytes`), and flaws
+of the kernel itself. The `process` backend has the limits and nothing else: the code can read files and use the
+network. It is chosen by name only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from modal_eval.errors import SandboxError
+
+Backend = Literal["local", "process"]
+BACKENDS: tuple[Backend, ...] = ("local", "process")
+NOBODY = 65534
+DRIVER = Path(__file__).with_name("sandbox_driver.py")
+STARTUP_S = 60.0
+"""Longest time until the interpreter in the sandbox says that it is there, on a very busy machine."""
+
+Status = Literal["ok", "error", "timeout", "output", "no_result", "unserialisable", "not_run"]
+"""`ok` ended by itself · `error` exception, exit code or signal · `timeout` CPU or wall limit · `output` printed too
+much · `no_result` ended without returning · `unserialisable` returned what is no JSON · `not_run` an earlier test used
+up the time of all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one test may use. CPU time decides; the wall clock only ends code that waits."""
+
+    cpu_s: float = 10.0
+    """CPU seconds of one test. A busy machine does not change the verdict."""
+    wall_s: float | None = None
+    """Seconds of one test by the clock; `None` takes six times the CPU limit and 10 s more."""
+    total_wall_s: float = 600.0
+    """Seconds by the clock for all tests of one sample."""
+    memory_bytes: int = 1 << 30
+    """Address space of one process."""
+    max_processes: int = 16
+    """Processes and threads of one sandbox together."""
+    output_bytes: int = 8 << 20
+    """Longest standard output, or JSON text of a result, of one test."""
+    disk_bytes: int = 64 << 20
+    """Size of the private /tmp."""
+
+    @property
+    def wall_limit_s(self) -> float:
+        return self.cpu_s * 6 + 10 if self.wall_s is None else self.wall_s
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a program did with one standard input."""
+
+    status: Status
+    stdout: str
+    stderr: str
+    """Its last 2,000 characters."""
+    exit_code: int | None
+    """Negative for a signal; `None` when it did not end by itself."""
+    cpu_s: float
+    wall_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CallOutcome:
+    """What one call of a function did. `value` is plain JSON data and means something for status `ok` only."""
+
+    status: Status
+    value: Any
+    stderr: str
+    cpu_s: float
+    wall_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """Where untrusted code runs: `local` is bubblewrap, `process` is a plain process with limits and no walls."""
+
+    backend: Backend = "local"
+    python: str | None = None
+    """Interpreter for the code; `None` takes the system's own (the user `nobody` has to be able to read it)."""
+
+    def run_programs(
+        self, source: str, stdins: Sequence[str], limits: Limits | None = None, *, prelude: str = ""
+    ) -> list[Outcome]:
+        """Run `source` once for each standard input, one after the other in one sandbox; one outcome for each.
+
+        After a time-out the rest is `not_run`: code that hangs once would hang the evaluation once per test.
+        `prelude` is executed before the source, in the same namespace.
+        """
+        rows = self._run("program", source, prelude, "", list(stdins), limits or Limits())
+        return [
+            Outcome(row["status"], row["stdout"], row["stderr"], row["exit_code"], row["cpu_s"], row["wall_s"])
+            for row in rows
+        ]
+
+    def call_function(
+        self,
+        source: str,
+        name: str,
+        argument_lists: Sequence[Sequence[Any]],
+        limits: Limits | None = None,
+        *,
+        prelude: str = "",
+    ) -> list[CallOutcome]:
+        """Call the function `name` of `source` with each list of arguments; one outcome for each.
+
+        A method `name` of a class `Solution` is called on a new instance when there is no such function. Each call
+        starts from a fresh copy of the module. Arguments and results travel as JSON, so a tuple comes back as a list.
+        """
+        rows = self._run("call", source, prelude, name, [list(each) for each in argument_lists], limits or Limits())
+        return [CallOutcome(row["status"], row["value"], row["stderr"], row["cpu_s"], row["wall_s"]) for row in rows]
+
+    def facts(self) -> dict[str, str]:
+        """What belongs into a row's `info`: the backend and its interpreter."""
+        return {"backend": self.backend, "python": sandbox_python(self.backend, self.python)}
+
+    def check(self) -> None:
+        """Raise `SandboxError` unless a trivial program runs: better before the first answer than after the last."""
+        (outcome,) = self.run_programs("print('ok')", [""])
+        if outcome.stdout != "ok\n":
+            raise SandboxError(f"the {self.backend} sandbox ran print('ok') and gave {outcome!r}")
+
+    def _run(
+        self, kind: str, source: str, prelude: str, name: str, tests: list[Any], limits: Limits
+    ) -> list[dict[str, Any]]:
+        if not tests:
+            return []
+        request = {
+            "kind": kind,
+            "source": source,
+            "prelude": prelude,
+            "name": name,
+            "tests": tests,
+            "limits": {**asdict(limits), "wall_s": limits.wall_limit_s},
+            "isolated": self.backend == "local",
+        }
+        with _workplace(self.backend) as folder:
+            command = sandbox_command(self.backend, self.python, limits)
+            lines = _converse(command, json.dumps(request).encode(), folder, limits, len(tests))
+        rows: dict[int, dict[str, Any]] = {}
+        for line in lines:
+            with contextlib.suppress(ValueError, TypeError, KeyError):  # the code may write to the channel too
+                row = json.loads(line)
+                rows.setdefault(int(row["test"]), _checked(row))
+        return [rows.get(index, _never_reported(index, rows)) for index in range(len(tests))]
+
+
+def run_program(source: str, stdin: str, limits: Limits | None = None) -> Outcome:
+    """Run `source` as a program in the default sandbox."""
+    return Sandbox().run_programs(source, [stdin], limits)[0]
+
+
+def call_function(
+    source: str, name: str, argument_lists: Sequence[Sequence[Any]], limits: Limits | None = None
+) -> list[CallOutcome]:
+    """Call `name` of `source` once per list of arguments in the default sandbox."""
+    return Sandbox().call_function(source, name, argument_lists, limits)
+
+
+def sandbox_python(backend: Backend, explicit: str | None = None) -> str:
+    """The interpreter that untrusted code runs under.
+
+    Not ours: an environment's interpreter often stands under a home folder, which `nobody` cannot read.
+    """
+    if explicit:
+        return explicit
+    if backend == "process":
+        return sys.executable
+    for candidate in ("/usr/bin/python3", "/usr/local/bin/python3"):
+        if os.access(candidate, os.X_OK):
+            return candidate
+    raise SandboxError("the sandbox needs a Python below /usr, and there is none; run `apt-get install python3`")
+
+
+def sandbox_command(backend: Backend, python: str | None, limits: Limits) -> list[str]:
+    """The command line whose standard input takes one request and whose output gives one JSON line per test."""
+    interpreter = [sandbox_python(backend, python), "-I", "-S", "-B", "-c", _driver_source()]
+    if backend == "process":
+        return interpreter
+    if backend != "local":
+        raise SandboxError(f"sandbox_backend={backend!r} does not exist; there are {', '.join(BACKENDS)}")
+    bwrap = shutil.which("bwrap")
+    if bwrap is None:
+        raise SandboxError(
+            "bubblewrap is not installed, and untrusted code is not run without it: `apt-get install bubblewrap`, or "
+            "accept a process without walls with --env.sandbox_backend=process"
+        )
+    return [*_drop_root(), bwrap, *_walls(limits), *interpreter]
+
+
+def _drop_root() -> list[str]:
+    """As root the process limit does nothing and files of root stay readable, so become nobody first."""
+    if os.geteuid() != 0:
+        return []
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        raise SandboxError("running as root, and setpriv is missing: `apt-get install util-linux`")
+    return [setpriv, f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--no-new-privs", "--"]
+
+
+def _walls(limits: Limits) -> list[str]:
+    size = str(limits.disk_bytes)
+    return [
+        "--unshare-all", "--unshare-user", "--disable-userns", "--cap-drop", "ALL",
+        "--die-with-parent", "--new-session", "--hostname", "sandbox",
+        "--clearenv", "--setenv", "PATH", "/usr/bin:/bin", "--setenv", "HOME", "/tmp", "--setenv", "LANG", "C.UTF-8",  # noqa: S108
+        "--setenv", "PYTHONHASHSEED", "0", "--setenv", "OMP_NUM_THREADS", "1", "--setenv", "OPENBLAS_NUM_THREADS", "1",
+        "--ro-bind", "/usr", "/usr", *_root_links(),
+        "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--ro-bind-try", "/etc/alternatives", "/etc/alternatives",
+        "--proc", "/proc", "--dev", "/dev", "--size", size, "--tmpfs", "/dev/shm", "--size", size, "--tmpfs", "/tmp",  # noqa: S108
+        "--chdir", "/tmp", "--remount-ro", "/dev", "--remount-ro", "/", "--",  # noqa: S108
+    ]  # fmt: skip
+
+
+def _root_links() -> list[str]:
+    """/bin, /lib and their like: links into /usr on most systems, folders on some."""
+    arguments = []
+    for name in ("bin", "sbin", "lib", "lib32", "lib64"):
+        path = Path("/", name)
+        if path.is_symlink():
+            arguments += ["--symlink", str(path.readlink()), str(path)]
+        elif path.is_dir():
+            arguments += ["--ro-bind", str(path), str(path)]
+    return arguments
+
+
+@functools.cache
+def _driver_source() -> str:
+    return DRIVER.read_text(encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _workplace(backend: Backend) -> Iterator[str]:
+    """Working directory of the outer process; bubblewrap brings its own."""
+    if backend == "local":
+        yield "/"
+        return
+    with tempfile.TemporaryDirectory(prefix="modal-eval-") as folder:
+        yield folder
+
+
+def _converse(command: list[str], request: bytes, folder: str, limits: Limits, num_tests: int) -> list[bytes]:
+    """Send the request, collect the answer within its limits, and leave no process behind."""
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        cwd=folder, env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}, start_new_session=True,
+    )  # fmt: skip
+    try:
+        # JSON escapes a control character as six bytes.
+        most = num_tests * (limits.output_bytes * 6 + 65_536)
+        stdout, stderr = _exchange(process, request, STARTUP_S + limits.total_wall_s, most)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+    lines = stdout.split(b"\n")
+    if lines[0] != b'{"ready": true}':
+        said = stderr.decode(errors="replace").strip()[-600:] or f"nothing; exit code {process.returncode}"
+        raise SandboxError(
+            f"the sandbox did not start; {Path(command[0]).name} said: {said}. It needs unprivileged user namespaces "
+            "(sysctl kernel.unprivileged_userns_clone=1, or a container that allows them); without them only "
+            "--env.sandbox_backend=process works, which has limits and no walls"
+        )
+    return lines[1:]
+
+
+def _exchange(process: subprocess.Popen[bytes], request: bytes, seconds: float, most: int) -> tuple[bytes, bytes]:
+    """Write and read at the same time until the output ends, the time is over, or `most` bytes came."""
+    stdin, stdout, stderr = process.stdin, process.stdout, process.stderr
+    assert stdin is not None
+    assert stdout is not None
+    assert stderr is not None
+    deadline = time.monotonic() + seconds
+    received = {stdout.fileno(): bytearray(), stderr.fileno(): bytearray()}
+    unsent = memoryview(request)
+    with selectors.DefaultSelector() as selector:
+        for fd in received:
+            selector.register(fd, selectors.EVENT_READ)
+        os.set_blocking(stdin.fileno(), False)
+        selector.register(stdin.fileno(), selectors.EVENT_WRITE)
+        while any(fd in received for fd in selector.get_map()):
+            left = deadline - time.monotonic()
+            if left <= 0 or sum(map(len, received.values())) > most:
+                break
+            for key, _ in selector.select(left):
+                if key.fd in received:
+                    if chunk := os.read(key.fd, 65_536):
+                        received[key.fd] += chunk
+                    else:
+                        selector.unregister(key.fd)
+                    continue
+                try:
+                    unsent = unsent[os.write(key.fd, unsent[:65_536]) :]
+                except BrokenPipeError:
+                    unsent = unsent[:0]
+                if not unsent:
+                    selector.unregister(key.fd)
+                    stdin.close()
+    out, err = received.values()
+    return bytes(out), bytes(err)
+
+
+def _checked(row: dict[str, Any]) -> dict[str, Any]:
+    """A row from the channel with every field of its type, since the code could have written it."""
+    return {
+        "status": row["status"] if row["status"] in Status.__args__ else "error",  # type: ignore[attr-defined]
+        "stdout": str(row.get("stdout", "")),
+        "stderr": str(row.get("stderr", "")),
+        "value": row.get("value"),
+        "exit_code": None if row.get("exit_code") is None else int(row["exit_code"]),
+        "cpu_s": float(row["cpu_s"]),
+        "wall_s": float(row["wall_s"]),
+    }
+
+
+def _never_reported(index: int, rows: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """The first test without a report is the one during which the sandbox ended; later ones never began."""
+    ended_here = index == len(rows) and all(row["status"] != "timeout" for row in rows.values())
+    return {
+        "status": "error" if ended_here else "not_run",
+        "stdout": "",
+        "stderr": "the code ended the sandbox" if ended_here else "",
+        "value": None,
+        "exit_code": None,
+        "cpu_s": 0.0,
+        "wall_s": 0.0,
+    }
