@@ -1,0 +1,136 @@
+"""`metadata.json`: the numbers of a run, each with what it stands on."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from modal_eval import __version__
+from modal_eval.config.models import RunConfig
+from modal_eval.metrics import clustered_standard_error, mean, pass_at_k
+from modal_eval.records import Row
+from modal_eval.results.rows import is_scored, metric_names
+
+SUSPICIOUS_SHARE = 0.02
+"""Above this share of truncated or empty answers the score says more about the settings than about the model."""
+
+
+def summarize(config: RunConfig, rows: Iterable[Row], *, total_rollouts: int, facts: dict[str, Any]) -> dict[str, Any]:
+    """The content of `metadata.json` for `rows`, one per rollout, of `total_rollouts` that were asked for.
+
+    Rollouts without a reward, and rollouts that have no row at all, are unscored: they are counted and left out of
+    every mean. `facts` (versions, tokens, seconds, data) is added as it is.
+    """
+    rows = list(rows)
+    scored = [row for row in rows if is_scored(row)]
+    unscored = total_rollouts - len(scored)
+    summary: dict[str, Any] = {
+        "env_id": config.env_id,
+        "model": config.model,
+        "num_examples": total_rollouts // config.eval.rollouts,
+        "rollouts_per_example": config.eval.rollouts,
+        "sampling_args": sampling_args(config),
+        "time_ms": facts.pop("time_ms", None),
+        "avg_reward": _mean(scored, _reward),
+        "avg_metrics": {name: _mean(scored, _column(name)) for name in metric_names(scored)},
+        "status": "incomplete" if unscored > config.eval.max_unscored * total_rollouts else "complete",
+        "stderr": _stderr(scored, _reward),
+        "metrics_stderr": {name: _stderr(scored, _column(name)) for name in metric_names(scored)},
+        "metrics_n": {name: sum(row.get(name) is not None for row in scored) for name in metric_names(scored)},
+        "pass_at_k": passes(config, scored),
+        "by_task": by_task(scored),
+        "num_rollouts": total_rollouts,
+        "num_scored": len(scored),
+        "num_unscored": unscored,
+        "unscored_by_fault": _faults(rows, total_rollouts),
+        "num_truncated": sum(bool(row.get("truncated")) for row in rows),
+        "num_empty": sum(bool(row.get("empty")) for row in rows),
+        "modal_eval_version": __version__,
+        **facts,
+    }
+    summary["warnings"] = warnings(summary)
+    return summary
+
+
+def sampling_args(config: RunConfig) -> dict[str, Any]:
+    args = config.sampling.model_dump(mode="json", exclude_none=True)
+    return {**args, "max_completion_tokens": args.pop("max_tokens")}
+
+
+def passes(config: RunConfig, scored: list[Row]) -> dict[str, float]:
+    """pass@k for k = 1, 2, 4, … and the number of rollouts, over 0/1 rewards.
+
+    Every k is over the same examples: those whose rollouts were all scored. Empty when a reward is neither 0 nor 1,
+    when there is one rollout an example (pass@1 is then the mean), or when no example is whole.
+    """
+    rollouts = config.eval.rollouts
+    if rollouts == 1 or any(row["reward"] not in (0, 1) for row in scored):
+        return {}
+    correct: dict[Any, list[float]] = defaultdict(list)
+    for row in scored:
+        correct[row["example_id"]].append(row["reward"])
+    whole = [rewards for rewards in correct.values() if len(rewards) == rollouts]
+    if not whole:
+        return {}
+    ks = sorted({2**power for power in range(rollouts.bit_length()) if 2**power <= rollouts} | {rollouts})
+    return {f"pass@{k}": mean([pass_at_k(rollouts, int(sum(rewards)), k) for rewards in whole]) for k in ks}
+
+
+def by_task(scored: list[Row]) -> dict[str, dict[str, Any]]:
+    """Mean reward of each kind of example, where the environment has several."""
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in scored:
+        groups[str(row.get("task") or "default")].append(row)
+    if len(groups) < 2:
+        return {}
+    return {
+        task: {"avg_reward": _mean(rows, _reward), "stderr": _stderr(rows, _reward), "num_scored": len(rows)}
+        for task, rows in sorted(groups.items())
+    }
+
+
+def warnings(summary: dict[str, Any]) -> list[str]:
+    """What a reader has to know before trusting the score."""
+    found = []
+    scored, total = summary["num_scored"], summary["num_rollouts"]
+    if summary["status"] == "incomplete":
+        found.append(
+            f"{summary['num_unscored']} of {total} rollouts are unscored, more than eval.max_unscored allows: this is no "
+            "score yet; `modal-eval resume` runs what is missing"
+        )
+    for count, what, remedy in (
+        (summary["num_truncated"], "truncated", "raise sampling.max_tokens or vllm.max_model_len"),
+        (summary["num_empty"], "empty", "check the chat template and the stop texts"),
+    ):
+        if scored and count / total > SUSPICIOUS_SHARE:
+            found.append(f"{count} of {total} answers ({count / total:.1%}) are {what}; {remedy}")
+    return found
+
+
+def _reward(row: Row) -> float:
+    return float(row["reward"])
+
+
+def _column(name: str) -> Callable[[Row], float | None]:
+    return lambda row: None if row.get(name) is None else float(row[name])
+
+
+def _mean(rows: list[Row], value: Callable[[Row], float | None]) -> float | None:
+    values = [found for row in rows if (found := value(row)) is not None]
+    return mean(values) if values else None
+
+
+def _stderr(rows: list[Row], value: Callable[[Row], float | None]) -> float | None:
+    clusters: dict[Any, list[float]] = defaultdict(list)
+    for row in rows:
+        if (found := value(row)) is not None:
+            clusters[row["example_id"]].append(found)
+    return clustered_standard_error(list(clusters.values()))
+
+
+def _faults(rows: list[Row], total_rollouts: int) -> dict[str, int]:
+    faults = Counter((row.get("error") or {}).get("fault", "unknown") for row in rows if not is_scored(row))
+    if missing := total_rollouts - len(rows):
+        faults["not generated"] = missing
+    return dict(faults)
