@@ -1,0 +1,41 @@
+"""One evaluation, start to finish. Read this file first: every hop is one line."""
+
+from typing import Any
+
+from prefect import flow
+
+from modal_eval.config.request import RunRequest
+from modal_eval.results.run_folder import locked
+from modal_eval.stages.opening import open_run
+from tasks.generation import generate, generation_owed, replay
+from tasks.naming import eval_run_name
+from tasks.preparation import prepare
+from tasks.publishing import push_to_hub
+from tasks.reporting import report
+from tasks.scoring import score
+from tasks.serving import deploy_server, start_proxy, teardown
+
+
+@flow(name="eval", flow_run_name=eval_run_name)
+def eval(request: RunRequest) -> dict[str, Any]:  # noqa: A001 - `prefect deploy -n eval/…` matches the function's name
+    """Evaluate a model on a benchmark, or finish an interrupted run.
+
+    Deploys the model, puts the proxy in front, generates, gives the server back, scores, reports and, if asked to,
+    pushes the run to the Hugging Face Hub. Returns what `metadata.json` holds.
+    """
+    run_dir = open_run(request)
+    with locked(run_dir):
+        prepare(run_dir)
+        replay(run_dir)
+        owed = generation_owed(run_dir)
+        try:
+            server = deploy_server(run_dir) if owed else None
+            proxy = start_proxy(run_dir, server) if owed else None
+            generate.with_options(refresh_cache=owed)(run_dir, proxy)
+        finally:
+            teardown(run_dir)  # before scoring: a GPU that waits for scores is wasted money
+        score(run_dir)
+        summary = report(run_dir)
+        if request.push_to_hub:
+            push_to_hub(run_dir, request.push_to_hub, return_state=True)  # a failed push fails nothing else
+    return summary

@@ -1,0 +1,60 @@
+"""`modal-eval run`: one command, one number."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from modal_eval.cli.evaluating import evaluate
+from modal_eval.cli.options import Benchmark, Json, Model, PushToHub, RunDir, Settings, typed
+from modal_eval.cli.output import data, print_json
+from modal_eval.config.request import RunRequest
+from modal_eval.errors import EXIT_DONE
+from modal_eval.stages.opening import plan_run
+
+
+def command(
+    *,
+    model: Model,
+    benchmark: Benchmark,
+    run_dir: RunDir = None,
+    push_to_hub: PushToHub = None,
+    dry_run: Annotated[
+        bool, Parameter(name="--dry-run", help="Print the configuration and the plan; start nothing.")
+    ] = False,
+    json: Json = False,
+    overrides: Settings = None,
+) -> int:
+    """Evaluate a model on a benchmark.
+
+    Starts the model's server (or uses an endpoint), generates through the journal, scores, and prints the result. If
+    anything dies on the way, `modal-eval resume` pays only for what is missing.
+    """
+    request = RunRequest(
+        model=model, benchmark=benchmark, overrides=typed(overrides), run_dir=run_dir, push_to_hub=push_to_hub
+    )
+    if dry_run:
+        return show_plan(request, as_json=json)
+    return evaluate(request, as_json=json)
+
+
+def show_plan(request: RunRequest, *, as_json: bool) -> int:
+    run = plan_run(request)
+    config = run.config
+    if as_json:
+        print_json(config.model_dump(mode="json"))
+        return EXIT_DONE
+    data.print_json(config.model_dump_json())
+    examples = config.eval.num_examples or "all"
+    server = (
+        config.infra.base_url
+        if config.infra.target == "endpoint"
+        else f"a {config.infra.engine} server on this machine"
+    )
+    data.print(
+        f"Would ask {server} for {config.eval.rollouts} rollout(s) of {examples} examples of {config.env_id}, "
+        f"{config.eval.max_concurrent} at a time,\nand leave the results in {run.run_dir}. Nothing was started.",
+        soft_wrap=True,
+    )
+    return EXIT_DONE

@@ -1,0 +1,63 @@
+"""Report: from rows to numbers. Pure but for the file it writes; may be repeated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from modal_eval import paths
+from modal_eval.config.models import RunConfig
+from modal_eval.reports.summary import summarize
+from modal_eval.results.files import read_json, write_json
+from modal_eval.results.run_folder import Run, now
+from modal_eval.stages.generating import known_rows, wanted_rollouts
+from modal_eval.stages.preparing import read_prepared
+
+
+def report(run_dir: Path) -> dict[str, Any]:
+    """Write `metadata.json` and return it."""
+    run = Run.load(run_dir)
+    model, prepared = read_prepared(run_dir)
+    meta = read_json(run_dir / paths.CHECKPOINT_META)
+    rows = known_rows(run_dir)
+    usage = [row.get("usage") or {} for row in rows.values()]
+    seconds = meta.get("stage_seconds") or {}
+    summary = summarize(
+        run.config,
+        [rows[key] for key in sorted(rows)],
+        total_rollouts=len(wanted_rollouts(run_dir)),
+        facts={
+            "time_ms": round(seconds.get("generate", 0.0) * 1000, 2),
+            "tokens": {
+                "prompt": sum(one.get("prompt_tokens") or 0 for one in usage),
+                "completion": sum(one.get("completion_tokens") or 0 for one in usage),
+            },
+            "stage_seconds": seconds,
+            **cost(run.config, seconds),
+            "calls": meta.get("calls") or {},
+            "harness": prepared["harness"],
+            "environment": prepared["environment"],
+            "data": prepared["data"],
+            "server": read_json(run_dir / paths.RUN_CONFIG).get("server"),
+            "model_revision": model.revision or model.digest,
+            "identity_sha256": read_json(run_dir / paths.RUN_CONFIG).get("identity_sha256"),
+            "run_id": run.run_id,
+            "benchmark": run.config.name,
+            "finished_at": now(),
+        },
+    )
+    write_json(run_dir / paths.METADATA, summary)
+    return summary
+
+
+def cost(config: RunConfig, stage_seconds: dict[str, float]) -> dict[str, float | None]:
+    """GPU-seconds that the run held, and their price; `None` where no GPU of ours was held or no price is known.
+
+    GPUs are held from the start of the deployment to the end of generating, over all attempts.
+    """
+    if config.infra.target == "endpoint" or config.infra.engine != "vllm":
+        return {"gpu_seconds": None, "cost": None}
+    gpus = config.vllm.tensor_parallel_size * config.vllm.data_parallel_size
+    held = gpus * (stage_seconds.get("deploy", 0.0) + stage_seconds.get("generate", 0.0))
+    price = config.infra.gpu_hour_price
+    return {"gpu_seconds": round(held, 1), "cost": None if price is None else round(held / 3600 * price, 4)}
