@@ -1,0 +1,106 @@
+"""The command line as a user runs it: a process of its own, with folders of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.support.processes import Mark
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "environments"
+TIMES = ("generation_ms", "scoring_ms", "total_ms")
+TIMEOUT_S = 240.0
+
+
+class Cli:
+    """Runs `modal-eval` against one output folder; everything it starts carries the test's mark."""
+
+    def __init__(self, folder: Path, mark: Mark, prefect_api: str) -> None:
+        self.folder = folder
+        self.mark = mark
+        self.run_dir = folder / "run"
+        self.env = {
+            **mark.env,
+            "MODAL_EVAL_OUTPUT_DIR": str(folder / "outputs"),
+            "MODAL_EVAL_STATE_DIR": str(folder / "state"),
+            "PREFECT_API_URL": prefect_api,
+            "PREFECT_HOME": str(folder / "prefect"),
+            "COLUMNS": "200",
+        }
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "modal_eval.cli", *arguments],
+            env=self.env, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+
+    def __call__(self, *arguments: str, expect: int | None = 0) -> subprocess.CompletedProcess[str]:
+        """Run to the end; the exit code has to be `expect`."""
+        return finished(self.start(*arguments), expect)
+
+    def benchmark(self, **settings: Any) -> str:
+        """A benchmark file of coin tosses; returns its path."""
+        path = self.folder / "coins.yaml"
+        config = {"env_id": "coin-env", "eval": {"module_paths": [str(FIXTURES)], "max_concurrent": 8}, **settings}
+        path.write_text(json.dumps(config))  # JSON is YAML
+        return str(path)
+
+    def arguments(self, base_url: str, *more: str, benchmark: str | None = None) -> list[str]:
+        return [
+            "-m", "stub", "-b", benchmark or self.benchmark(), "--run-dir", str(self.run_dir), f"--infra.base_url={base_url}",
+            *more,
+        ]  # fmt: skip
+
+    def rows(self, run_dir: Path | None = None) -> list[dict[str, Any]]:
+        lines = ((run_dir or self.run_dir) / "results.jsonl").read_text().splitlines()
+        return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
+
+    def metadata(self) -> dict[str, Any]:
+        return json.loads((self.run_dir / "metadata.json").read_text())
+
+    def wait_for(self, condition: Callable[[], bool], process: subprocess.Popen[str], within: float = 120.0) -> None:
+        """Return once `condition` holds, or the process has ended."""
+        deadline = time.monotonic() + within
+        while process.poll() is None and not condition():
+            assert time.monotonic() < deadline, "it did not come so far in time"
+            time.sleep(0.02)
+
+    def process_of(self, needle: str) -> int:
+        """The pid of the marked process whose command line holds `needle`, not its guardian's."""
+        found = [pid for pid, line in self.mark.processes().items() if needle in line and "guardian.py" not in line]
+        assert len(found) == 1, f"{needle}: {self.mark.processes()}"
+        return found[0]
+
+
+def finished(process: subprocess.Popen[str], expect: int | None) -> subprocess.CompletedProcess[str]:
+    try:
+        out, err = process.communicate(timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        raise AssertionError(f"it did not end in time:\n{out}\n{err}") from None
+    if expect is not None:
+        assert process.returncode == expect, f"exit {process.returncode}, not {expect}:\n{out}\n{err}"
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """`kill -9` of the command alone; what it had started has to end by itself."""
+    process.kill()
+    process.communicate()
+
+
+def prefect_server(folder: Path) -> Iterator[str]:
+    """A real Prefect server on a database of its own, for a session."""
+    from modal_eval.cli.prefect_server import embedded_server
+
+    os.environ["PREFECT_HOME"] = str(folder)
+    with embedded_server(folder / "prefect.log") as api_url:
+        yield api_url

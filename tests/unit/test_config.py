@@ -1,0 +1,103 @@
+import pytest
+from pydantic import ValidationError
+
+from modal_eval.config.load import benchmark_files, load_benchmark, resolve
+from modal_eval.config.models import BenchmarkConfig, Overrides
+from modal_eval.errors import ConfigError
+
+
+@pytest.fixture
+def benchmark():
+    return BenchmarkConfig(
+        name="toy",
+        env_id="toy-env",
+        sampling={"temperature": 0.6, "max_tokens": 512},
+        env_args={"level": {"a": 1, "b": 2}},
+    )
+
+
+def test_a_given_key_wins_over_the_yaml_and_its_neighbours_stay(benchmark):
+    config = resolve("org/model", benchmark, Overrides(sampling={"temperature": 0.1}, env={"level": {"b": 3}}))
+    assert (config.sampling.temperature, config.sampling.max_tokens) == (0.1, 512)
+    assert config.env_args == {"level": {"a": 1, "b": 3}}
+
+
+def test_a_default_that_was_not_typed_never_wins_over_the_yaml(benchmark):
+    assert resolve("org/model", benchmark, Overrides()).sampling.temperature == 0.6
+
+
+def test_null_on_the_command_line_means_null():
+    benchmark = BenchmarkConfig(env_id="toy", eval={"num_examples": 5})
+    assert resolve("m", benchmark, Overrides(eval={"num_examples": "null"})).eval.num_examples is None
+
+
+def test_a_revision_behind_the_model_pins_it(benchmark):
+    config = resolve("org/model@abc123", benchmark, Overrides())
+    assert (config.model, config.vllm.revision) == ("org/model", "abc123")
+
+
+def test_two_different_revisions_are_refused(benchmark):
+    with pytest.raises(ConfigError, match="'abc'.*'def'"):
+        resolve("org/model@abc", benchmark, Overrides(vllm={"revision": "def"}))
+
+
+def test_a_base_url_means_the_endpoint_target(benchmark):
+    assert resolve("m", benchmark, Overrides(infra={"base_url": "http://127.0.0.1:1/v1"})).infra.target == "endpoint"
+
+
+def test_an_endpoint_without_a_url_says_what_to_add(benchmark):
+    with pytest.raises(ConfigError, match="add --infra.base_url"):
+        resolve("m", benchmark, Overrides(infra={"target": "endpoint"}))
+
+
+def test_tensor_parallelism_of_a_greedy_run_has_to_be_meant(benchmark):
+    greedy = {"temperature": 0}
+    with pytest.raises(ConfigError, match="allow_tensor_parallel"):
+        resolve("m", benchmark, Overrides(sampling=greedy, vllm={"tensor_parallel_size": 2}))
+    meant = Overrides(sampling=greedy, vllm={"tensor_parallel_size": 2, "allow_tensor_parallel": True})
+    assert resolve("m", benchmark, meant).vllm.tensor_parallel_size == 2
+
+
+def test_an_answer_that_leaves_no_room_for_a_prompt_is_refused(benchmark):
+    with pytest.raises(
+        ConfigError, match="sampling.max_tokens=512 leaves no room for a prompt in vllm.max_model_len=512"
+    ):
+        resolve("m", benchmark, Overrides(vllm={"max_model_len": 512}))
+
+
+def test_a_wrong_yaml_key_names_the_nearest_right_one(tmp_path):
+    path = tmp_path / "typo.yaml"
+    path.write_text("env_id: x\nvllm:\n  max_model_length: 4096\n")
+    with pytest.raises(ConfigError, match=r"'vllm.max_model_length' is no setting. Did you mean 'vllm.max_model_len'"):
+        load_benchmark(str(path))
+
+
+def test_a_wrong_benchmark_name_names_the_nearest_right_one():
+    with pytest.raises(ConfigError, match="Did you mean 'gsm8k'"):
+        load_benchmark("gsm8")
+
+
+def test_paths_are_made_absolute_so_that_a_resume_from_elsewhere_finds_them(benchmark, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text("")
+    config = resolve("m", benchmark, Overrides(eval={"module_paths": ["envs"]}, env={"data_files": "rows.jsonl"}))
+    assert config.eval.module_paths == [str(tmp_path / "envs")]
+    assert config.env_args["data_files"] == str(tmp_path / "rows.jsonl")
+
+
+def test_a_missing_data_file_is_refused_before_anything_starts(benchmark):
+    with pytest.raises(ConfigError, match=r"env.data_files=nowhere.jsonl: no such file"):
+        resolve("m", benchmark, Overrides(env={"data_files": "nowhere.jsonl"}))
+
+
+def test_a_configuration_cannot_be_changed_behind_its_back(benchmark):
+    with pytest.raises(ValidationError):
+        benchmark.env_id = "other"
+
+
+@pytest.mark.parametrize("name", sorted(benchmark_files()))
+def test_every_shipped_benchmark_is_valid_and_says_how_it_is_run(name):
+    config = load_benchmark(name)
+    assert config.description
+    first_lines = benchmark_files()[name].read_text().splitlines()[:12]
+    assert any("modal-eval run -m " in line and f"-b {name}" in line for line in first_lines if line.startswith("#"))

@@ -1,0 +1,127 @@
+"""What a rollout's outcome becomes in `results.jsonl`, and how the adapter tells what it is doing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from modal_eval.harnesses.adapters.channel import plain
+from modal_eval.harnesses.adapters.common import CallLog, Example, Job, Outcome, digest_of_examples, fault, row
+from modal_eval.harnesses.adapters.stepping import CURRENT, PAGE, StepPage, marking_task_factory
+
+EXAMPLE = Example(3, [{"role": "user", "content": "hi"}], "42", {"kind": "x"})
+SAID = [{"role": "assistant", "content": "42"}]
+
+
+def a_job(**sampling: Any) -> Job:
+    return Job("me/my-env@1.0", {}, "", "m", sampling, None, 1, 1, 1.0, "auto", set(), {}, [])
+
+
+def test_an_error_takes_the_reward_away() -> None:
+    line = row(EXAMPLE, 1, Outcome(SAID, reward=0.0, error=fault("server", "HTTP 500", "APIError")))
+    assert (line["reward"], line["has_error"]) == (None, 1.0)
+    assert line["error"] == {"type": "APIError", "message": "HTTP 500", "fault": "server"}
+
+
+@pytest.mark.parametrize("reward", [None, float("nan"), float("inf")])
+def test_a_reward_that_is_no_number_is_unscored(reward: float | None) -> None:
+    line = row(EXAMPLE, 0, Outcome(SAID, reward=reward))
+    assert line["reward"] is None
+    assert line["error"]["fault"] == "scoring"
+
+
+def test_a_metric_cannot_replace_a_column() -> None:
+    line = row(
+        EXAMPLE, 0, Outcome(SAID, reward=1.0, metrics={"reward": 0.5, "answer": 1.0, "num_turns": 9.0, "own": 2})
+    )
+    assert (line["reward"], line["answer"], line["num_turns"], line["own"]) == (1.0, "42", 0, 2)
+    assert (line["metric_reward"], line["metric_answer"]) == (0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("completion", "empty"),
+    [
+        ([], True),
+        ([{"role": "assistant", "content": " \n"}], True),
+        ([{"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}], False),
+        ([{"role": "assistant", "content": [{"type": "text", "text": "yes"}]}], False),
+        ([*SAID, {"role": "user", "content": "go on"}], False),
+    ],
+)
+def test_empty_means_that_the_model_said_nothing_last(completion: list[Any], empty: bool) -> None:
+    assert row(EXAMPLE, 0, Outcome(completion, reward=0.0))["empty"] is empty
+
+
+def test_an_answer_that_ended_for_its_length_is_truncated() -> None:
+    log = CallLog()
+    log.record("length", None)
+    assert row(EXAMPLE, 0, Outcome(SAID, reward=1.0, calls=log))["truncated"] is True
+
+
+def test_a_row_is_json_whatever_the_environment_put_into_it() -> None:
+    line = row(Example(0, "p", {1, 2}, {"half an emoji": "\ud83d", 5: object}), 0, Outcome(SAID, reward=1.0))
+    again = json.loads(json.dumps(line, allow_nan=False))
+    assert again["info"]["half an emoji"] == "?"
+    assert plain(float("nan")) is None
+
+
+def test_the_message_of_an_error_without_words_is_its_causes() -> None:
+    error = RuntimeError()
+    error.__cause__ = ValueError("status 503")
+    assert fault("server", error) == {"type": "RuntimeError", "message": "status 503", "fault": "server"}
+
+
+def test_servers_own_parameters_travel_beside_openais() -> None:
+    sent = a_job(temperature=0.5, seed=10, top_k=5, max_tokens=7, extra_body={"min_p": 0.1}).sampling_for(2)
+    assert sent == {"temperature": 0.5, "seed": 12, "extra_body": {"min_p": 0.1, "top_k": 5, "max_tokens": 7}}
+    assert a_job(temperature=0.0).sampling_for(2) == {"temperature": 0.0}
+
+
+def test_a_hub_id_names_its_module() -> None:
+    assert a_job().module_name == "my_env"
+
+
+def test_a_changed_example_changes_the_digest() -> None:
+    assert digest_of_examples([EXAMPLE]) == digest_of_examples([Example(3, EXAMPLE.prompt, "42", {"kind": "x"})])
+    assert digest_of_examples([EXAMPLE]) != digest_of_examples([Example(3, EXAMPLE.prompt, "43", {"kind": "x"})])
+
+
+@pytest.fixture
+def page() -> Iterator[StepPage]:
+    with tempfile.TemporaryFile() as file:
+        file.truncate(PAGE)
+        yield StepPage(file.fileno())
+
+
+async def test_the_page_names_the_rollout_whose_code_runs_and_nobody_between_steps(page: StepPage) -> None:
+    asyncio.get_running_loop().set_task_factory(marking_task_factory(page))
+    seen = []
+
+    async def inner() -> None:
+        seen.append(page.read())
+
+    async def rollout(example_id: int) -> None:
+        CURRENT.set((example_id, 1))
+        task = asyncio.create_task(inner())  # made on behalf of the rollout, as wait_for and gather do
+        await asyncio.sleep(0)
+        await task
+
+    await asyncio.gather(rollout(4), rollout(5))
+    assert [step and step[0] for step in seen] == [(4, 1), (5, 1)]
+    assert page.read() is None
+
+
+async def test_a_marked_task_is_cancelled_and_times_out_like_any_other(page: StepPage) -> None:
+    asyncio.get_running_loop().set_task_factory(marking_task_factory(page))
+    CURRENT.set((1, 0))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.create_task(asyncio.sleep(60)), 0.01)
+    failing = asyncio.create_task(asyncio.sleep(0, result=7))
+    assert await failing == 7
+    assert page.read() is None
+    CURRENT.set(None)
