@@ -128,8 +128,10 @@ class EvalConfig(Section):
     """Largest share of rollouts that may stay unscored by a fault of ours; above it the run is incomplete."""
     retries: Annotated[int, Field(ge=0)] = 8
     """Tries that the proxy makes again for one call after a fault of the server."""
-    harness: Literal["verifiers"] = "verifiers"
+    harness: Literal["verifiers", "evalplus", "lm_eval", "olmes"] = "verifiers"
     """Who asks the questions and scores the answers."""
+    scoring_workers: Annotated[int, Field(ge=1)] | None = None
+    """Sandboxes that score side by side after the server is given back; null takes one a processor core."""
     harness_api: Literal["auto", "legacy", "v1"] = "auto"
     """verifiers' interface: `legacy` has `load_environment()`, `v1` has tasksets; `auto` asks the package."""
     environment: str | None = None

@@ -10,6 +10,8 @@ from modal_eval.errors import ConfigError
 
 LOCKED = {"legacy": "verifiers-legacy", "v1": "verifiers-v1"}
 """The locked file of `requirements/` for each of verifiers' interfaces."""
+HARNESSES = {"evalplus": "evalplus", "lm_eval": "lm-eval"}
+"""The locked file of the other harnesses that we can install."""
 
 
 def environment_for(config: RunConfig) -> Path:
@@ -25,5 +27,7 @@ def environment_for(config: RunConfig) -> Path:
                 f"{config.eval.environment}, which is yours; install them there and drop eval.packages"
             )
         return named_environment(config.eval.environment)
+    if name := HARNESSES.get(config.eval.harness):
+        return ensure_environment(name, packages=config.eval.packages)
     api = "legacy" if config.eval.harness_api == "auto" else config.eval.harness_api
     return ensure_environment(LOCKED[api], packages=config.eval.packages)

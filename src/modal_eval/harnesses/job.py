@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 HarnessApi = Literal["auto", "legacy", "v1"]
+Phase = Literal["generate", "score", "both"]
+"""`generate` leaves rows pending, `score` makes pending rows whole from the journal, `both` does it at once."""
+
+SCORES_LATER = frozenset({"evalplus", "lm_eval"})
+"""Harnesses that generate everything first: no GPU waits for their scoring."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,10 @@ class HarnessJob:
     rollout_timeout_s: float
     done: frozenset[tuple[int, int]] = frozenset()
     """`(example_id, rollout)` that have a good row already and are not run again."""
+    harness: str = "verifiers"
+    phase: Phase = "both"
+    scoring_workers: int | None = None
+    """Sandboxes side by side; `None` is one a processor core."""
     api: HarnessApi = "auto"
     blocked_timeout_s: float = 300.0
     """Longest time that one rollout may keep all others from going on: environment code that never returns to the
@@ -57,7 +66,7 @@ class HarnessReport:
     rows: int
     """Rows that this run produced, errors included."""
     errors: int
-    """Rows among them that have an error and therefore no score."""
+    """Rows among them that have an error and therefore no score; pending rows are none."""
     seconds: float
     restarts: int
     """Times that the adapter was started again because a rollout had blocked it."""

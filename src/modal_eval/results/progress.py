@@ -13,7 +13,7 @@ from modal_eval import paths
 from modal_eval.metrics import clustered_standard_error, mean
 from modal_eval.records import Row
 from modal_eval.results.files import read_json, write_json
-from modal_eval.results.rows import is_scored, row_key
+from modal_eval.results.rows import is_generated, is_scored, row_key
 from modal_eval.results.run_folder import Run, now
 
 CHECKPOINT_VERSION = "1.0"
@@ -29,6 +29,7 @@ class Progress:
         self._total_examples = total_examples
         self._rollouts = run.config.eval.rollouts
         self._rewards: dict[int, dict[int, float | None]] = defaultdict(dict)
+        self._finished: dict[int, set[int]] = defaultdict(set)
         self._metrics: dict[str, Any] = {}
         self._began = time.monotonic()
         self._finished_at_start = 0
@@ -43,8 +44,8 @@ class Progress:
 
     @property
     def finished_rollouts(self) -> int:
-        """Rollouts that carry a reward; one without is owed again on resume."""
-        return sum(reward is not None for rewards in self._rewards.values() for reward in rewards.values())
+        """Rollouts that are scored, or have nothing but their scoring to come; any other is owed again on resume."""
+        return sum(map(len, self._finished.values()))
 
     def add_known(self, rows: list[Row]) -> None:
         """Count the rows of an earlier attempt, which say nothing about this attempt's speed."""
@@ -60,6 +61,7 @@ class Progress:
     def _count(self, row: Row) -> None:
         example_id, rollout = row_key(row)
         self._rewards[example_id][rollout] = float(row["reward"]) if is_scored(row) else None
+        (self._finished[example_id].add if is_generated(row) else self._finished[example_id].discard)(rollout)
 
     def report(self, proxy_stats: dict[str, Any], *, stage: str = "generate", force: bool = True) -> None:
         """Write the file unless it was written a moment ago."""
@@ -75,7 +77,7 @@ class Progress:
     def describe(self, stage: str) -> dict[str, Any]:
         scored = [[r for r in rewards.values() if r is not None] for rewards in self._rewards.values()]
         values = [reward for cluster in scored for reward in cluster]
-        finished = len(values)
+        finished = self.finished_rollouts
         elapsed = time.monotonic() - self._began
         speed = (finished - self._finished_at_start) / elapsed if elapsed > 0 else 0.0
         return {
@@ -86,13 +88,13 @@ class Progress:
             "rollouts_per_example": self._rollouts,
             "completed_example_ids": sorted(
                 example_id
-                for example_id, rewards in self._rewards.items()
-                if sum(reward is not None for reward in rewards.values()) >= self._rollouts
+                for example_id, finished_here in self._finished.items()
+                if len(finished_here) >= self._rollouts
             ),
             "total_examples": self._total_examples,
             "total_rollouts": self.total_rollouts,
             "completed_rollouts": finished,
-            "unscored_rollouts": sum(r is None for rewards in self._rewards.values() for r in rewards.values()),
+            "unscored_rollouts": sum(map(len, self._rewards.values())) - finished,
             "start_time": self._start_time,
             "last_checkpoint_time": now(),
             "stage": stage,

@@ -25,6 +25,11 @@ def is_scored(row: Row) -> bool:
     return row.get("reward") is not None
 
 
+def is_generated(row: Row) -> bool:
+    """Whether nothing is owed to the server any more: the row is scored, or only its scoring is still to come."""
+    return is_scored(row) or bool(row.get("pending"))
+
+
 def read_rows(path: Path) -> Iterator[Row]:
     """Every whole line. A torn line (the writer was killed) is skipped: its rollout is owed again."""
     if not path.is_file():
@@ -42,13 +47,17 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def latest_rows(rows: Iterable[Row]) -> dict[Key, Row]:
-    """The last row of each key, except that a row without a reward never replaces one that has it."""
+    """The last row of each key, except that a worse one (scored, pending, failed) never replaces a better one."""
     latest: dict[Key, Row] = {}
     for row in rows:
         key = row_key(row)
-        if is_scored(row) or key not in latest or not is_scored(latest[key]):
+        if key not in latest or _completeness(row) >= _completeness(latest[key]):
             latest[key] = row
     return latest
+
+
+def _completeness(row: Row) -> int:
+    return is_generated(row) + is_scored(row)
 
 
 def rewrite_in_order(path: Path, rows: Iterable[Row]) -> None:
@@ -118,6 +127,7 @@ ROW_FIELDS = frozenset(
         "usage",
         "num_turns",
         "stop_condition",
+        "pending",
     }
 )
 """Keys of a row that are not metrics of the environment."""

@@ -12,12 +12,12 @@ from typing import Any
 from modal_eval import paths
 from modal_eval.errors import HarnessError, JournalError, ModalEvalError, ServerError
 from modal_eval.harnesses.environment import environment_for
-from modal_eval.harnesses.job import HarnessStart
+from modal_eval.harnesses.job import HarnessStart, Phase
 from modal_eval.harnesses.run import run_harness
 from modal_eval.proxy import Proxy, answered_rollouts
 from modal_eval.records import Row
 from modal_eval.results.progress import Progress, timed
-from modal_eval.results.rows import Key, RowWriter, is_scored, latest_rows, read_rows, row_key
+from modal_eval.results.rows import Key, RowWriter, is_generated, latest_rows, read_rows, row_key
 from modal_eval.results.run_folder import Run
 from modal_eval.stages.preparing import harness_job, read_prepared
 from modal_eval.stages.serving import death_of, proxy_fault
@@ -39,8 +39,8 @@ def known_rows(run_dir: Path) -> dict[Key, Row]:
 
 
 def owed_rollouts(run_dir: Path) -> set[Key]:
-    """Rollouts that have no scored row yet."""
-    return wanted_rollouts(run_dir) - {key for key, row in known_rows(run_dir).items() if is_scored(row)}
+    """Rollouts for which the server has not given everything yet."""
+    return wanted_rollouts(run_dir) - {key for key, row in known_rows(run_dir).items() if is_generated(row)}
 
 
 @dataclass
@@ -89,7 +89,7 @@ def generate(run_dir: Path, proxy: Proxy | None) -> dict[str, int]:
     known = known_rows(run_dir)
     progress = Progress(run, prepared["total_examples"])
     progress.add_known(list(known.values()))
-    done = frozenset(key for key, row in known.items() if is_scored(row))
+    done = frozenset(key for key, row in known.items() if is_generated(row))
     if len(done) < progress.total_rollouts:
         if proxy is None:
             raise HarnessError(f"{progress.total_rollouts - len(done)} rollouts are owed, but there is no proxy to ask")
@@ -105,11 +105,11 @@ def generate(run_dir: Path, proxy: Proxy | None) -> dict[str, int]:
     }
 
 
-def run_pass(one: Pass, done: frozenset[Key]) -> None:
+def run_pass(one: Pass, done: frozenset[Key], phase: Phase = "generate") -> None:
     """Run the harness once over everything that is not `done`."""
     model, prepared = read_prepared(one.run.run_dir)
     one.proxy.begin_pass()
-    job = harness_job(one.run.config, base_url=one.proxy.base_url, model=model.served_name, done=done)
+    job = harness_job(one.run.config, base_url=one.proxy.base_url, model=model.served_name, done=done, phase=phase)
     try:
         run_harness(
             job,
@@ -169,12 +169,13 @@ def finish_from_journal(run_dir: Path, proxy: Proxy) -> int:
     before = progress.finished_rollouts
     with RowWriter(run_dir / paths.RESULTS) as writer:
 
-        def keep_if_scored(row: Row) -> None:
-            if is_scored(row):
+        def keep_if_generated(row: Row) -> None:
+            if is_generated(row):
                 writer.append(row)
 
         run_pass(
-            Pass(run, proxy, progress, keep_if_scored), frozenset(key for key, row in known.items() if is_scored(row))
+            Pass(run, proxy, progress, keep_if_generated),
+            frozenset(key for key, row in known.items() if is_generated(row)),
         )
     return progress.finished_rollouts - before
 
@@ -190,5 +191,5 @@ def replay(run_dir: Path, proxy: Proxy, done: dict[Key, Row]) -> dict[Key, Row]:
     def keep(row: Row) -> None:
         rows[row_key(row)] = row
 
-    run_pass(Pass(run, proxy, progress, keep), frozenset(done))
+    run_pass(Pass(run, proxy, progress, keep), frozenset(done), phase="score")
     return rows

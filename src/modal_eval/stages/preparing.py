@@ -13,7 +13,7 @@ from modal_eval.checkpoints import resolve_model
 from modal_eval.config.identity import full_identity
 from modal_eval.config.models import RunConfig
 from modal_eval.harnesses.environment import environment_for
-from modal_eval.harnesses.job import HarnessJob
+from modal_eval.harnesses.job import SCORES_LATER, HarnessJob, Phase
 from modal_eval.harnesses.run import describe
 from modal_eval.records import PreparedModel
 from modal_eval.results.files import read_json, write_json
@@ -74,9 +74,17 @@ def read_prepared(run_dir: Path) -> tuple[PreparedModel, dict[str, Any]]:
 
 
 def harness_job(
-    config: RunConfig, *, base_url: str, model: str, done: frozenset[tuple[int, int]] = frozenset()
+    config: RunConfig,
+    *,
+    base_url: str,
+    model: str,
+    done: frozenset[tuple[int, int]] = frozenset(),
+    phase: Phase = "generate",
 ) -> HarnessJob:
-    """What the harness has to do for `config`, less the rollouts that are `done`."""
+    """What the harness has to do for `config`, less the rollouts that are `done`.
+
+    A harness that scores while it generates does both in either phase.
+    """
     return HarnessJob(
         env_id=config.env_id,
         env_args=config.env_args,
@@ -88,6 +96,9 @@ def harness_job(
         max_concurrent=config.eval.max_concurrent,
         rollout_timeout_s=config.eval.rollout_timeout,
         done=done,
+        harness=config.eval.harness,
+        phase=phase if config.eval.harness in SCORES_LATER else "both",
+        scoring_workers=config.eval.scoring_workers,
         api=config.eval.harness_api,
         module_paths=tuple(Path(folder).expanduser().resolve() for folder in config.eval.module_paths),
     )

@@ -1,4 +1,4 @@
-"""Score: no server is held any more. What the harness could not score is tried again from the journal."""
+"""Score: no server is held any more. What is pending or could not be scored is scored from the journal."""
 
 from __future__ import annotations
 
@@ -18,21 +18,23 @@ Result = TypeVar("Result")
 
 
 def score(run_dir: Path) -> int:
-    """Put `results.jsonl` in order, one row a rollout, after scoring again what only scoring spoiled.
+    """Put `results.jsonl` in order, one row a rollout, after scoring what is pending and what only scoring spoiled.
 
     Returns the number of rows.
     """
     with timed(run_dir, "score"):
         rows = known_rows(run_dir)
-        if any(_spoiled_by_scoring(row) for row in rows.values()):
+        if any(_owes_scoring(row) for row in rows.values()):
             again = replay_from_journal(run_dir, {key: row for key, row in rows.items() if is_scored(row)})
-            rows |= {key: row for key, row in again.items() if _spoiled_by_scoring(rows.get(key, {}))}
+            rows |= {key: row for key, row in again.items() if _owes_scoring(rows.get(key, {}))}
         rewrite_in_order(run_dir / paths.RESULTS, rows.values())
     return len(rows)
 
 
-def _spoiled_by_scoring(row: Row) -> bool:
-    return bool(row) and not is_scored(row) and (row.get("error") or {}).get("fault") == "scoring"
+def _owes_scoring(row: Row) -> bool:
+    if not row or is_scored(row):
+        return False
+    return bool(row.get("pending")) or (row.get("error") or {}).get("fault") == "scoring"
 
 
 def replay_from_journal(run_dir: Path, done: dict[Key, Row]) -> dict[Key, Row]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from modal_eval.harnesses.adapters.channel import plain
 
@@ -76,6 +76,9 @@ class Job:
     condemned: dict[tuple[int, int], dict[str, str]]
     """Rollouts that blocked an earlier adapter, with the error that their rows get; they are not run."""
     module_paths: list[str]
+    harness: str = "verifiers"
+    phase: str = "both"
+    scoring_workers: int | None = None
 
     @classmethod
     def from_line(cls, data: dict[str, Any]) -> Job:
@@ -149,10 +152,14 @@ class Outcome:
     num_turns: int = 0
     stop_condition: str | None = None
     truncated: bool = False
+    pending: bool = False
+    """Generated and not scored yet: the score phase makes the row whole."""
 
 
 class Backend(Protocol):
-    """One of verifiers' interfaces, with an environment loaded."""
+    """A harness with a benchmark loaded."""
+
+    harness: str
 
     examples: list[Example]
     grouped: bool
@@ -160,6 +167,8 @@ class Backend(Protocol):
     version: str
     api: str
     environment_version: str | None
+    environment_sha256: str | None
+    """Identity of the code that asks and scores."""
     data: dict[str, Any]
     """What the environment says of its data."""
 
@@ -170,6 +179,14 @@ class Backend(Protocol):
     async def run_group(self, position: int, rollouts: Sequence[int], calls: Sequence[CallLog]) -> list[Outcome]: ...
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class RunsWhole(Protocol):
+    """A harness that cannot run one rollout by itself, only everything at once."""
+
+    async def run_whole(self, driver: Any) -> None:
+        """Hand each row of `driver.examples` to `driver.write(example, rollout, outcome)`."""
 
 
 def fault(kind: str, error: BaseException | str, type_name: str | None = None) -> dict[str, str]:
@@ -201,7 +218,7 @@ def last_text(completion: Any) -> str:
 def row(example: Example, rollout: int, outcome: Outcome) -> dict[str, Any]:
     """One line of `results.jsonl`. A rollout with an error has no reward: null is unscored, 0 is wrong."""
     reward, error = outcome.reward, outcome.error
-    if error is None and (reward is None or not math.isfinite(reward)):
+    if error is None and not outcome.pending and (reward is None or not math.isfinite(reward)):
         error = fault("scoring", f"the environment's reward is {reward}, not a number", "ValueError")
     completion = plain(outcome.completion)
     log = outcome.calls
@@ -226,6 +243,8 @@ def row(example: Example, rollout: int, outcome: Outcome) -> dict[str, Any]:
         "num_turns": outcome.num_turns,
         "stop_condition": outcome.stop_condition,
     }
+    if outcome.pending and error is None:
+        line["pending"] = True
     for name, value in outcome.metrics.items():
         # num_turns is verifiers' own metric and ours at once; any other name of a column is the environment's
         if name != "num_turns":

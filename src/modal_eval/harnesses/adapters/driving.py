@@ -35,7 +35,9 @@ class Progress:
 
     def count(self, line: dict[str, Any]) -> None:
         self.finished += 1
-        if line["error"] is None:
+        if line.get("pending"):
+            pass
+        elif line["error"] is None:
             self.rewards += line["reward"]
             self.scored += 1
         else:
@@ -115,7 +117,7 @@ class Driver:
             for rollout in range(self.job.rollouts):
                 tag = (example.example_id, rollout)
                 if tag in self.job.condemned:
-                    self._write(example, rollout, Outcome(error=self.job.condemned[tag]))
+                    self.write(example, rollout, Outcome(error=self.job.condemned[tag]))
                 elif tag not in self.job.done:
                     yield lambda position=position, rollout=rollout: self._single(position, rollout)  # type: ignore[misc]
 
@@ -125,7 +127,7 @@ class Driver:
             owed = [rollout for _, rollout in tags if (example.example_id, rollout) not in self.job.done]
             if error := next((self.job.condemned[tag] for tag in tags if tag in self.job.condemned), None):
                 for rollout in owed:
-                    self._write(example, rollout, Outcome(error=error))
+                    self.write(example, rollout, Outcome(error=error))
             elif owed:
                 yield lambda position=position: self._group(position)  # type: ignore[misc]
 
@@ -136,7 +138,7 @@ class Driver:
         result = await self._bounded(
             lambda: self.backend.run_one(position, rollout, calls), [(example.example_id, rollout)]
         )
-        self._write(example, rollout, Outcome(error=result, calls=calls) if isinstance(result, dict) else result)
+        self.write(example, rollout, Outcome(error=result, calls=calls) if isinstance(result, dict) else result)
 
     async def _group(self, position: int) -> None:
         """All rollouts of one example; those that have a row already are generated again, from the journal."""
@@ -150,7 +152,7 @@ class Driver:
         for rollout, log in zip(rollouts, logs, strict=True):
             if (example.example_id, rollout) not in self.job.done:
                 outcome = Outcome(error=outcomes, calls=log) if isinstance(outcomes, dict) else outcomes[rollout]
-                self._write(example, rollout, outcome)
+                self.write(example, rollout, outcome)
 
     async def _bounded(
         self, start: Callable[[], Coroutine[Any, Any, Result]], tags: Sequence[tuple[int, int]]
@@ -179,7 +181,8 @@ class Driver:
             for tag in tags:
                 self.progress.in_flight.pop(tag, None)
 
-    def _write(self, example: Example, rollout: int, outcome: Outcome) -> None:
+    def write(self, example: Example, rollout: int, outcome: Outcome) -> None:
+        """Hand one finished rollout to the host."""
         line = row(example, rollout, outcome)
         self.channel.send("row", row=line)
         self.progress.count(line)

@@ -48,8 +48,20 @@ def add_environment_paths(module_paths: list[str]) -> None:
         sys.path.append(str(OUR_ENVIRONMENTS))
 
 
+BACKENDS = {"evalplus": "evalplus_harness", "lm_eval": "lm_eval_harness", "olmes": "olmes_harness"}
+"""The module beside this one whose `load(job)` gives the backend of a harness."""
+
+
 def load_backend(job: Job) -> Backend:
-    """Choose the interface and load the environment."""
+    """The job's harness, with its benchmark loaded."""
+    if module := BACKENDS.get(job.harness):
+        backend: Backend = importlib.import_module(f"modal_eval.harnesses.adapters.{module}").load(job)
+        return backend
+    return load_verifiers(job)
+
+
+def load_verifiers(job: Job) -> Backend:
+    """Choose verifiers' interface and load the environment."""
     from modal_eval.harnesses.adapters.common import SetupError
 
     try:
@@ -97,7 +109,7 @@ def detect_api(module_name: str) -> str:
 
 async def evaluate(job: Job, channel: Channel, backend: Backend, page_path: Path | None) -> None:
     """Run the job, or only describe it when there is no page. SIGTERM cancels, so that environments can clean up."""
-    from modal_eval.harnesses.adapters.common import describe_data, digest_of_module
+    from modal_eval.harnesses.adapters.common import RunsWhole, describe_data
     from modal_eval.harnesses.adapters.driving import Driver
     from modal_eval.harnesses.adapters.stepping import StepPage, marking_task_factory
 
@@ -111,11 +123,11 @@ async def evaluate(job: Job, channel: Channel, backend: Backend, page_path: Path
         "start",
         total_examples=len(ids),
         rollouts=job.rollouts,
-        harness={"name": "verifiers", "version": backend.version, "api": backend.api},
+        harness={"name": backend.harness, "version": backend.version, "api": backend.api},
         environment={
             "env_id": job.env_id,
             "version": backend.environment_version,
-            "sha256": digest_of_module(job.module_name),
+            "sha256": backend.environment_sha256,
         },
         data=describe_data(job, backend),
     )
@@ -126,7 +138,7 @@ async def evaluate(job: Job, channel: Channel, backend: Backend, page_path: Path
         loop.set_task_factory(marking_task_factory(StepPage(page.fileno())))
     await backend.open()
     try:
-        await driver.run()
+        await (backend.run_whole(driver) if isinstance(backend, RunsWhole) else driver.run())
     finally:
         await backend.close()
     channel.send("end")

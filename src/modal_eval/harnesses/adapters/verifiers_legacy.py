@@ -24,6 +24,7 @@ from modal_eval.harnesses.adapters.common import (
     Job,
     Outcome,
     SetupError,
+    digest_of_module,
     fault,
     package_version,
 )
@@ -83,6 +84,7 @@ def make_client(job: Job) -> RolloutClient:
 class LegacyBackend:
     """An environment that `load_environment()` returned."""
 
+    harness = "verifiers"
     api = "legacy"
 
     def __init__(self, job: Job, version: str) -> None:
@@ -99,6 +101,7 @@ class LegacyBackend:
             )
         self.grouped = scores_groups(self._env)
         self.environment_version = package_version(job.module_name)
+        self.environment_sha256 = digest_of_module(job.module_name)
         self.data = dict(getattr(self._env, "data_source", None) or {})
         report_scoring_errors(self._env)
 

@@ -36,6 +36,7 @@ from modal_eval.harnesses.adapters.common import (
     Job,
     Outcome,
     SetupError,
+    digest_of_module,
     fault,
     package_version,
 )
@@ -66,6 +67,7 @@ interception_server.resolve_client = TaggingClient
 class V1Backend:
     """A taskset, played by the package's environment or asked directly."""
 
+    harness = "verifiers"
     api = "v1"
     grouped = False
 
@@ -80,6 +82,7 @@ class V1Backend:
         self.examples = [example_of(position, task) for position, task in enumerate(self._tasks)]
         self._direct = asks_directly(self._env, self._tasks, job)
         self.environment_version = package_version(job.module_name)
+        self.environment_sha256 = digest_of_module(job.module_name)
         self.data: dict[str, Any] = {}
         # The variable is not set, so that the key of another service never travels to the proxy.
         self._client_config = EvalClientConfig(base_url=job.base_url, api_key_var="MODAL_EVAL_NO_KEY")
