@@ -101,3 +101,29 @@ def test_every_shipped_benchmark_is_valid_and_says_how_it_is_run(name):
     assert config.description
     first_lines = benchmark_files()[name].read_text().splitlines()[:12]
     assert any("modal-eval run -m " in line and f"-b {name}" in line for line in first_lines if line.startswith("#"))
+
+
+@pytest.mark.parametrize("given", ["1,4", "[1, 4]", ["1", "4"], ["1,4"], [1, 4]])
+def test_the_ks_are_a_list_however_they_are_typed(benchmark, given):
+    assert resolve("m", benchmark, Overrides(eval={"k": given, "rollouts": 4})).eval.k == [1, 4]
+
+
+def test_more_draws_than_rollouts_are_refused_before_anything_starts(benchmark):
+    with pytest.raises(ConfigError, match=r"eval.k=8 is more than eval.rollouts=4.*raise --eval.rollouts"):
+        resolve("m", benchmark, Overrides(eval={"k": [1, 8], "rollouts": 4}))
+
+
+@pytest.mark.parametrize("name", sorted(benchmark_files()))
+def test_every_shipped_benchmark_says_what_it_is_and_names_scoring_arguments_once(name):
+    config = load_benchmark(name)
+    assert config.about is not None, f"{name}.yaml has no `about`"
+    assert all(about.strip() for about in (config.about.data, config.about.revision, config.about.prompt))
+    assert all(one.source.strip() and one.model.strip() for one in config.about.published)
+    assert len(set(config.scoring_args)) == len(config.scoring_args)
+
+
+def test_what_a_benchmark_is_cannot_be_changed_by_an_override():
+    with pytest.raises(ValidationError, match="about"):
+        Overrides(about={"data": "x"})
+    with pytest.raises(ValidationError, match="scoring_args"):
+        Overrides(scoring_args=["system_prompt"])

@@ -64,3 +64,13 @@ def test_differences_name_every_leaf_with_both_values():
     before = {"sampling": {"temperature": 0.0, "seed": 1}, "model": "a"}
     now = {"sampling": {"temperature": 0.5, "seed": 1}, "data": "x", "model": "a"}
     assert list(differences(before, now)) == [("data", None, "x"), ("sampling.temperature", 0.0, 0.5)]
+
+
+def test_what_only_scores_and_what_only_describes_leaves_the_identity_alone():
+    def identity(about=None, **env):
+        benchmark = BenchmarkConfig(name="toy", env_id="toy-env", scoring_args=["extraction"], about=about)
+        return config_identity(resolve("org/model", benchmark, Overrides(env=env)))
+
+    about = {"data": "d", "revision": "r", "prompt": "p", "metric": "m"}
+    assert identity() == identity(extraction="strict") == identity(about=about)
+    assert identity() != identity(system_prompt="Be brief.")

@@ -1,7 +1,8 @@
 """What makes two runs the same run: everything that changes an answer or its score, and nothing else.
 
 Concurrency, time limits, ports, the number of examples and of rollouts are left out on purpose: they decide how much is
-asked and how fast, not what an answer is. `VERSION` and the golden hash in `tests/unit/test_identity.py` change
+asked and how fast, not what an answer is. So are the environment's `scoring_args`: a run may be scored again with others,
+and `metadata.json` says with which. `VERSION` and the golden hash in `tests/unit/test_identity.py` change
 together: an old journal is then refused instead of misread.
 """
 
@@ -33,7 +34,8 @@ Identity = dict[str, Any]
 
 def config_identity(config: RunConfig) -> Identity:
     """The part of the identity that is known before anything starts."""
-    env_args = {key: value for key, value in config.env_args.items() if key != "data_files"}
+    left_out = {"data_files", *config.scoring_args}
+    env_args = {key: value for key, value in config.env_args.items() if key not in left_out}
     return {
         "version": VERSION,
         "model": {"id": config.model, "revision": config.vllm.revision},

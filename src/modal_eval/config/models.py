@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
@@ -110,6 +110,17 @@ class SamplingConfig(Section):
     """Texts at which an answer ends."""
 
 
+def numbers_of(value: Any) -> Any:
+    """`--eval.k=1,4` and `--eval.k=[1,4]` say what `--eval.k=1 --eval.k=4` and the YAML's list say."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.strip().strip("[]").split(",")]
+    if value == ["null"]:
+        return None
+    if isinstance(value, list):
+        return [number for item in value for number in (numbers_of(item) if isinstance(item, str | list) else [item])]
+    return value
+
+
 class EvalConfig(Section):
     """How much is evaluated, and how."""
 
@@ -130,6 +141,9 @@ class EvalConfig(Section):
     """Tries that the proxy makes again for one call after a fault of the server."""
     harness: Literal["verifiers", "evalplus", "lm_eval", "olmes"] = "verifiers"
     """Who asks the questions and scores the answers."""
+    k: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1), BeforeValidator(numbers_of)] | None = None
+    """The k of pass@k, pass^k and maj@k; null takes the powers of two up to `rollouts`, and `rollouts` itself. None may
+    be above `rollouts`."""
     scoring_workers: Annotated[int, Field(ge=1)] | None = None
     """Sandboxes that score side by side after the server is given back; null takes one a processor core."""
     harness_api: Literal["auto", "legacy", "v1"] = "auto"
@@ -143,6 +157,39 @@ class EvalConfig(Section):
 
 
 ChatTemplate = Literal["base", "code", "math", "think"]
+
+
+class PublishedScore(Section):
+    """A number that somebody else published for this benchmark."""
+
+    score: float
+    """As the source gives it, in percent or as a share."""
+    metric: str = ""
+    """What the source measured and how, where it differs from ours."""
+    model: str
+    """The model that was measured."""
+    source: str
+    """The paper, card or document that says so."""
+
+
+class AboutConfig(Section):
+    """What the benchmark is, for `docs/benchmarks.md`. It steers nothing: it is no part of a run's identity, and the
+    command line has no option for it."""
+
+    data: str
+    """The data set and how many examples it has."""
+    revision: str
+    """Commit, version or digest of the data."""
+    prompt: str
+    """How a question is asked."""
+    few_shot: Annotated[int, Field(ge=0)] = 0
+    """Worked examples before the question."""
+    metric: str
+    """What the score is, and how an answer is compared."""
+    sandbox: str = "none: no generated code is run"
+    """Where generated code runs."""
+    published: list[PublishedScore] = []
+    """Numbers to compare with, each with its source; an empty list says that none is known."""
 
 
 class BenchmarkConfig(Section):
@@ -162,6 +209,11 @@ class BenchmarkConfig(Section):
     eval: EvalConfig = EvalConfig()
     env_args: dict[str, Any] = {}
     """Passed to the environment as it is."""
+    scoring_args: list[str] = []
+    """Keys of `env_args` that change scores and never an answer or a prompt: `modal-eval score` may change them, and they
+    are no part of the run's identity."""
+    about: AboutConfig | None = None
+    """What the benchmark is, for `docs/benchmarks.md`; every shipped benchmark has it."""
 
 
 class Overrides(Section):
@@ -191,6 +243,16 @@ class RunConfig(BenchmarkConfig):
             raise ValueError(
                 f"infra.base_url is set but infra.target is '{self.infra.target}'; add --infra.target=endpoint or drop "
                 "the URL"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def check_k(self) -> RunConfig:
+        too_large = [k for k in self.eval.k or [] if k > self.eval.rollouts]
+        if too_large:
+            raise ValueError(
+                f"eval.k={too_large[0]} is more than eval.rollouts={self.eval.rollouts}: no unbiased estimate of "
+                f"pass@{too_large[0]} exists; raise --eval.rollouts or lower --eval.k"
             )
         return self
 
