@@ -13,6 +13,7 @@ JOURNAL = "checkpoint.jsonl"
 CHECKPOINT_META = "checkpoint_meta.json"
 RESULTS = "results.jsonl"
 METADATA = "metadata.json"
+HARNESS_RESULTS = "harness_results.json"
 PUBLISHED = "published.json"
 LOCK = "run.lock"
 

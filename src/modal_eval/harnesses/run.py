@@ -14,6 +14,8 @@ from modal_eval.harnesses.adapters.stepping import Tag
 from modal_eval.harnesses.job import HarnessJob, HarnessReport, HarnessStart
 from modal_eval.records import Row
 
+Results = dict[str, Any]
+"""A harness's own numbers, as it names them; no other harness has the same ones."""
 POLL_S = 0.4
 MAX_RESTARTS = 100
 """More rollouts than this that block the adapter are no single bad examples any more."""
@@ -27,14 +29,18 @@ def run_harness(
     on_row: Callable[[Row], None],
     on_start: Callable[[HarnessStart], None],
     should_stop: Callable[[], str | None],
+    on_results: Callable[[Results], None] | None = None,
 ) -> HarnessReport:
     """Run everything that `job` owes; `on_row` has every finished rollout before the next one is asked for.
 
+    `on_results` has what the harness itself makes of all scores together, where it makes anything of them.
     `should_stop` is asked twice a second and gives a reason when going on is pointless, because the server or the
     proxy died. Raises `HarnessError` then, when the environment cannot be loaded, and when the adapter dies. The rows
     handed on until then are good: run again with them in `job.done`.
     """
-    return _Run(job, run_dir, python, on_row, on_start, should_stop).to_the_end()
+    run = _Run(job, run_dir, python, on_row, on_start, should_stop)
+    run.on_results = on_results or _no_results
+    return run.to_the_end()
 
 
 def describe(job: HarnessJob, run_dir: Path, python: Path) -> HarnessStart:
@@ -48,6 +54,10 @@ def describe(job: HarnessJob, run_dir: Path, python: Path) -> HarnessStart:
 
 def _no_row(row: Row) -> None:
     raise HarnessError(f"the harness ran example {row['example_id']} although it was only asked to describe itself")
+
+
+def _no_results(results: Results) -> None:
+    """The caller does not want them."""
 
 
 class _Blocked(Exception):  # noqa: N818 - an outcome, not an error
@@ -76,6 +86,7 @@ class _Run:
         self._condemned: dict[Tag, dict[str, str]] = {}
         self._rows = self._errors = self._restarts = 0
         self.describe_only = False
+        self.on_results: Callable[[Results], None] = _no_results
         self._started = False
         self._ended = False
         self._looked_at = 0.0
@@ -123,6 +134,8 @@ class _Run:
                 if not self._started:
                     self._started = True
                     self._on_start(HarnessStart(**{k: v for k, v in event.items() if k != "event"}))
+            case "results":
+                self.on_results(event["results"])
             case "heartbeat":
                 self._oldest = event["oldest"]
             case "error":

@@ -13,9 +13,10 @@ from modal_eval import paths
 from modal_eval.errors import HarnessError, JournalError, ModalEvalError, ServerError
 from modal_eval.harnesses.environment import environment_for
 from modal_eval.harnesses.job import HarnessStart, Phase
-from modal_eval.harnesses.run import run_harness
+from modal_eval.harnesses.run import Results, run_harness
 from modal_eval.proxy import Proxy, answered_rollouts
 from modal_eval.records import Row
+from modal_eval.results.files import write_json
 from modal_eval.results.progress import Progress, timed
 from modal_eval.results.rows import Key, RowWriter, is_generated, latest_rows, read_rows, row_key
 from modal_eval.results.run_folder import Run
@@ -70,6 +71,9 @@ class Pass:
         self.write(row)
         self.progress.add(row, self.stats)
 
+    def on_results(self, results: Results) -> None:
+        write_json(self.run.run_dir / paths.HARNESS_RESULTS, {"rollouts": self.progress.total_rollouts, **results})
+
     def should_stop(self) -> str | None:
         if death := death_of(self.run.run_dir):
             return death
@@ -118,6 +122,7 @@ def run_pass(one: Pass, done: frozenset[Key], phase: Phase = "generate") -> None
             on_row=one.on_row,
             on_start=refuse_other_size(prepared["total_examples"]),
             should_stop=one.should_stop,
+            on_results=one.on_results,
         )
     except HarnessError as error:
         raise named_fault(one) or error from error

@@ -44,10 +44,18 @@ def report(run_dir: Path) -> dict[str, Any]:
             "run_id": run.run_id,
             "benchmark": run.config.name,
             "finished_at": now(),
+            **harness_results(run, len(wanted_rollouts(run_dir))),
         },
     )
     write_json(run_dir / paths.METADATA, summary)
     return summary
+
+
+def harness_results(run: Run, total_rollouts: int) -> dict[str, Any]:
+    """The harness's own numbers under its name, unless they are of an earlier run over fewer or more rollouts."""
+    path = run.run_dir / paths.HARNESS_RESULTS
+    results = read_json(path) if path.is_file() else {}
+    return {run.config.eval.harness: results} if results.pop("rollouts", None) == total_rollouts else {}
 
 
 def cost(config: RunConfig, stage_seconds: dict[str, float]) -> dict[str, float | None]:
