@@ -105,7 +105,11 @@ class Sandbox:
 
     backend: Backend = "local"
     python: str | None = None
-    """Interpreter for the code; `None` takes the system's own (the user `nobody` has to be able to read it)."""
+    """Interpreter for the code; `None` takes the system's own."""
+    mounts: tuple[str, ...] = ()
+    """Folders outside /usr that the interpreter needs, read-only inside."""
+    site: tuple[str, ...] = ()
+    """Folders with packages that the code may import."""
 
     def run_programs(
         self, source: str, stdins: Sequence[str], limits: Limits | None = None, *, prelude: str = ""
@@ -162,9 +166,9 @@ class Sandbox:
             "limits": {**asdict(limits), "wall_s": limits.wall_limit_s},
             "isolated": self.backend == "local",
         }
-        with _workplace(self.backend) as folder:
-            command = sandbox_command(self.backend, self.python, limits)
-            lines = _converse(command, json.dumps(request).encode(), folder, limits, len(tests))
+        # JSON escapes a control character as six bytes.
+        most = len(tests) * (limits.output_bytes * 6 + 65_536)
+        lines = converse(self, _driver_source(), json.dumps(request).encode(), limits, limits.total_wall_s, most)
         rows: dict[int, dict[str, Any]] = {}
         for line in lines:
             with contextlib.suppress(ValueError, TypeError, KeyError):  # the code may write to the channel too
@@ -200,9 +204,11 @@ def sandbox_python(backend: Backend, explicit: str | None = None) -> str:
     raise SandboxError("the sandbox needs a Python below /usr, and there is none; run `apt-get install python3`")
 
 
-def sandbox_command(backend: Backend, python: str | None, limits: Limits) -> list[str]:
+def sandbox_command(
+    backend: Backend, python: str | None, limits: Limits, *, driver: str | None = None, mounts: Sequence[str] = ()
+) -> list[str]:
     """The command line whose standard input takes one request and whose output gives one JSON line per test."""
-    interpreter = [sandbox_python(backend, python), "-I", "-S", "-B", "-c", _driver_source()]
+    interpreter = [sandbox_python(backend, python), "-I", "-S", "-B", "-c", driver or _driver_source()]
     if backend == "process":
         return interpreter
     if backend != "local":
@@ -213,29 +219,60 @@ def sandbox_command(backend: Backend, python: str | None, limits: Limits) -> lis
             "bubblewrap is not installed, and untrusted code is not run without it: `apt-get install bubblewrap`, or "
             "accept a process without walls with --env.sandbox_backend=process"
         )
-    return [*_drop_root(), bwrap, *_walls(limits), *interpreter]
-
-
-def _drop_root() -> list[str]:
-    """As root the process limit does nothing and files of root stay readable, so become nobody first."""
+    walls = _walls(limits, mounts)
     if os.geteuid() != 0:
-        return []
+        return [bwrap, *OWN_NAMESPACE, *walls, *interpreter]
+    # As root the process limit does nothing and files of root stay readable, so become nobody: before the walls where
+    # nobody can reach the interpreter by itself, else behind them, because only root can mount it there.
+    if all(_nobody_reaches(Path(each)) for each in mounts):
+        return [*_as_nobody(), bwrap, *OWN_NAMESPACE, *walls, *interpreter]
+    return [bwrap, *ROOTS_NAMESPACE, *walls, *_as_nobody("--bounding-set=-all", "--inh-caps=-all"), *interpreter]
+
+
+OWN_NAMESPACE = ("--unshare-all", "--unshare-user", "--disable-userns", "--cap-drop", "ALL")
+ROOTS_NAMESPACE = (
+    "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try",
+    "--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_SETPCAP",
+)  # fmt: skip
+
+
+def _as_nobody(*more: str) -> list[str]:
     setpriv = shutil.which("setpriv")
     if setpriv is None:
         raise SandboxError("running as root, and setpriv is missing: `apt-get install util-linux`")
-    return [setpriv, f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--no-new-privs", "--"]
+    ids = (f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--no-new-privs")
+    return [setpriv, *ids, *more, "--"]
 
 
-def _walls(limits: Limits) -> list[str]:
+def _nobody_reaches(path: Path) -> bool:
+    return all(each.stat().st_mode & 0o001 for each in (path, *path.parents))
+
+
+def _mounts(mounts: Sequence[str]) -> list[str]:
+    """Read-only mounts, with parents that everybody may pass through."""
+    arguments: list[str] = []
+    made: set[Path] = set()
+    for mount in mounts:
+        path = Path(mount)
+        if path.is_relative_to("/usr"):
+            continue
+        for parent in reversed(path.parents[:-1]):
+            if parent not in made:
+                made.add(parent)
+                arguments += ["--perms", "0755", "--dir", str(parent)]
+        arguments += ["--ro-bind", mount, mount]
+    return arguments
+
+
+def _walls(limits: Limits, mounts: Sequence[str]) -> list[str]:
     size = str(limits.disk_bytes)
     return [
-        "--unshare-all", "--unshare-user", "--disable-userns", "--cap-drop", "ALL",
         "--die-with-parent", "--new-session", "--hostname", "sandbox",
         "--clearenv", "--setenv", "PATH", "/usr/bin:/bin", "--setenv", "HOME", "/tmp", "--setenv", "LANG", "C.UTF-8",  # noqa: S108
         "--setenv", "PYTHONHASHSEED", "0", "--setenv", "OMP_NUM_THREADS", "1", "--setenv", "OPENBLAS_NUM_THREADS", "1",
-        "--ro-bind", "/usr", "/usr", *_root_links(),
+        "--ro-bind", "/usr", "/usr", *_root_links(), *_mounts(mounts),
         "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--ro-bind-try", "/etc/alternatives", "/etc/alternatives",
-        "--proc", "/proc", "--dev", "/dev", "--size", size, "--tmpfs", "/dev/shm", "--size", size, "--tmpfs", "/tmp",  # noqa: S108
+        "--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--size", size, "--tmpfs", "/dev/shm", "--perms", "1777", "--size", size, "--tmpfs", "/tmp",  # noqa: S108
         "--chdir", "/tmp", "--remount-ro", "/dev", "--remount-ro", "/", "--",  # noqa: S108
     ]  # fmt: skip
 
@@ -267,23 +304,27 @@ def _workplace(backend: Backend) -> Iterator[str]:
         yield folder
 
 
-def _converse(command: list[str], request: bytes, folder: str, limits: Limits, num_tests: int) -> list[bytes]:
-    """Send the request, collect the answer within its limits, and leave no process behind."""
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        cwd=folder, env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}, start_new_session=True,
-    )  # fmt: skip
-    try:
-        # JSON escapes a control character as six bytes.
-        most = num_tests * (limits.output_bytes * 6 + 65_536)
-        stdout, stderr = _exchange(process, request, STARTUP_S + limits.total_wall_s, most)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        for stream in (process.stdin, process.stdout, process.stderr):
-            if stream is not None:
-                stream.close()
+def converse(sandbox: Sandbox, driver: str, request: bytes, limits: Limits, seconds: float, most: int) -> list[bytes]:
+    """Send the driver its request, collect the lines of its answer within limits, and leave no process behind.
+
+    `seconds` is the longest time by the clock after the start, `most` the longest answer in bytes. Raises
+    `SandboxError` when the driver does not start.
+    """
+    command = sandbox_command(sandbox.backend, sandbox.python, limits, driver=driver, mounts=sandbox.mounts)
+    with _workplace(sandbox.backend) as folder:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            cwd=folder, env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}, start_new_session=True,
+        )  # fmt: skip
+        try:
+            stdout, stderr = _exchange(process, request, STARTUP_S + seconds, most)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
     lines = stdout.split(b"\n")
     if lines[0] != b'{"ready": true}':
         said = stderr.decode(errors="replace").strip()[-600:] or f"nothing; exit code {process.returncode}"

@@ -262,4 +262,5 @@ def returned(status: str, data: bytes) -> dict[str, Any]:
         return {"status": "unserialisable", "value": None}
 
 
-main()
+if __name__ == "__main__":
+    main()

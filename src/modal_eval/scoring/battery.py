@@ -1,0 +1,131 @@
+"""A function of unread code, called with hundreds of inputs: what it returned comes out, the verdict is made outside.
+
+`Sandbox.call_function` starts every call from a fresh process; EvalPlus's tests are a thousand calls a sample, all made
+in one process. So a battery is one sandbox a sample and one process a group of inputs (base tests, plus tests). The
+expected values never go in, so there is nothing to read from frames, files or memory, and nothing to forge but an answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from modal_eval.scoring import sandbox_driver
+from modal_eval.scoring.sandbox import Limits, Sandbox, converse
+
+GroupStatus = Literal["ok", "timeout", "stalled", "memory", "output", "forged", "died", "not_run"]
+"""`ok` came to its end · `timeout` CPU limit · `stalled` wall clock, with CPU time left · `memory` of all processes
+together · `output` returned too much · `forged` wrote to the channel itself · `died` exited, crashed or was killed ·
+`not_run` an earlier group took the sandbox with it."""
+DRIVER_MODULES = ("values", "sandbox_driver", "battery_driver")
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Inputs that one process is called with, in order."""
+
+    inputs: Sequence[str]
+    """Argument lists, each as `values.encode` writes it."""
+    call_cpu_s: Sequence[float]
+    """CPU seconds that each call may take. A busy machine does not change the verdict."""
+    cpu_s: float
+    """CPU seconds of all calls together."""
+    wall_s: float
+    """Seconds by the clock behind it all, for code that waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupOutcome:
+    """What one group's process did."""
+
+    status: GroupStatus
+    values: tuple[str, ...]
+    """What the calls returned, as `values.encode` writes it, up to the first call that failed."""
+    failed: str | None
+    """Name of the exception that ended the group; a call that raises ends it, as with EvalPlus."""
+    tampered: tuple[str, ...]
+    """What the code did that no solution needs, as far as it was seen."""
+    spent: tuple[float, ...]
+    """CPU seconds of each call, as the process itself measured them: for calibration with code that is trusted."""
+    cpu_s: float
+    wall_s: float
+
+
+NOT_RUN = GroupOutcome("not_run", (), None, (), (), 0.0, 0.0)
+
+
+def run_battery(
+    sandbox: Sandbox, source: str, entry_point: str, groups: Sequence[Group], limits: Limits | None = None
+) -> list[GroupOutcome]:
+    """Run `source` once a group and call `entry_point` with each of its inputs; one outcome a group.
+
+    `limits` gives memory (of one process and of all together), processes, disk and output (of one group); its times are
+    not used. Raises `SandboxError` when the sandbox cannot be had.
+    """
+    limits = limits or Limits()
+    request = {
+        "source": source,
+        "entry_point": entry_point,
+        "site": list(sandbox.site),
+        "groups": [asdict(group) for group in groups],
+        "limits": asdict(limits),
+        "isolated": sandbox.backend == "local",
+    }
+    seconds = sum(group.wall_s for group in groups)
+    most = len(groups) * (limits.output_bytes * 2 + 1_000_000)
+    lines = converse(sandbox, driver_source(), json.dumps(request).encode(), limits, seconds, most)
+    return _outcomes(lines, len(groups))
+
+
+@functools.cache
+def driver_source() -> str:
+    """The driver with the modules that it imports, as one text for `python -c`."""
+    folder = Path(sandbox_driver.__file__).parent
+    sources = {f"modal_eval.scoring.{name}": (folder / f"{name}.py").read_text("utf-8") for name in DRIVER_MODULES}
+    main = sources.pop("modal_eval.scoring.battery_driver")
+    return (
+        "import sys, types\n"
+        "for name in ('modal_eval', 'modal_eval.scoring'): sys.modules[name] = types.ModuleType(name)\n"
+        f"for name, text in {sources!r}.items():\n"
+        "    module = sys.modules[name] = types.ModuleType(name)\n"
+        "    setattr(sys.modules['modal_eval.scoring'], name.rpartition('.')[2], module)\n"
+        "    exec(compile(text, name, 'exec'), module.__dict__)\n"
+        f"exec(compile({main!r}, 'battery', 'exec'))\n"
+    )
+
+
+def _outcomes(lines: list[bytes], count: int) -> list[GroupOutcome]:
+    """One outcome a group from the driver's lines; what is missing was taken along when the sandbox ended."""
+    rows: list[dict[str, Any]] = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict):
+                rows.append(row)
+    ended = any("end" in row and "group" not in row for row in rows)
+    outcomes = [_outcome([row for row in rows if row.get("group") == number]) for number in range(count)]
+    if not ended:
+        first = next((number for number, outcome in enumerate(outcomes) if outcome.status == "not_run"), None)
+        if first is not None:
+            outcomes[first] = GroupOutcome("died", (), None, ("ended the sandbox",), (), 0.0, 0.0)
+    return outcomes
+
+
+def _outcome(rows: list[dict[str, Any]]) -> GroupOutcome:
+    closing = next((row for row in rows if "status" in row), None)
+    if closing is None:
+        return NOT_RUN
+    return GroupOutcome(
+        status=closing["status"],
+        values=tuple(row["value"] for row in rows if "value" in row),
+        failed=next((str(row["failed"]) for row in rows if "failed" in row), None),
+        tampered=tuple(dict.fromkeys(str(row["tampered"]) for row in rows if "tampered" in row)),
+        spent=tuple(float(each) for row in rows for each in row.get("spent", ())),
+        cpu_s=closing["cpu_s"],
+        wall_s=closing["wall_s"],
+    )

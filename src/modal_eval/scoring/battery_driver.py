@@ -1,0 +1,324 @@
+"""The part of a battery that runs inside the sandbox: a function called with many inputs in one process a group.
+
+It knows no expected value and judges nothing; it sends out what the function returned. What it says of tampering is a
+hint for people: the score does not rest on it, because a process that the code shares can be made to say anything.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import json
+import os
+import resource
+import secrets
+import selectors
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from modal_eval.scoring import values
+from modal_eval.scoring.sandbox_driver import drain, send, sweep
+
+POLL_S = 0.01
+SLEEP_STEP_S = 0.05
+"""The most sleep that one look can tell; between two looks that are further apart the process may have run."""
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def main() -> None:
+    request = json.loads(sys.stdin.buffer.read())
+    channel = os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(nothing, fd)
+    sys.path.extend(request["site"])
+    send(channel, {"ready": True})
+    for number, group in enumerate(request["groups"]):
+        Group(request, number, group, channel).run()
+        if request["isolated"]:
+            sweep()
+    send(channel, {"end": True})
+
+
+class Group:
+    """One forked child, and the watch over it."""
+
+    def __init__(self, request: dict[str, Any], number: int, group: dict[str, Any], channel: int) -> None:
+        self.request, self.number, self.group, self.channel = request, number, group, channel
+        self.limits = request["limits"]
+        self.token = secrets.token_hex(8)
+        self.calls = 0
+        self.ended = False
+        self.sent_bytes = 0
+        self.unread = bytearray()
+
+    def run(self) -> None:
+        read, write = os.pipe()
+        started = time.monotonic()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.setsid()
+                os.close(self.channel)
+                os.close(read)
+                Child(self.request, self.group, write, self.token).run()
+            finally:
+                os._exit(77)
+        os.close(write)
+        reason, status, usage = self.watch(pid, read, started + self.group["wall_s"])
+        os.close(read)
+        code = None if reason else os.waitstatus_to_exitcode(status)
+        if reason is None and code == -signal.SIGXCPU:
+            reason = "timeout"
+        if reason is None and code == 0 and not self.ended:
+            self.say(tampered="left the process before its tests had ended")
+        self.say(
+            status=reason or ("ok" if self.ended else "died"),
+            exit_code=code,
+            cpu_s=round(usage.ru_utime + usage.ru_stime, 4),
+            wall_s=round(time.monotonic() - started, 4),
+        )
+
+    def say(self, **row: Any) -> None:
+        send(self.channel, {"group": self.number, **row})
+
+    def watch(self, pid: int, read: int, deadline: float) -> tuple[str | None, int, resource.struct_rusage]:
+        """Hand on what the child sends until it ends or a limit is reached; then end all that it left."""
+        os.set_blocking(read, False)
+        reason: str | None = None
+        clock = CallClock()
+        with selectors.DefaultSelector() as selector:
+            selector.register(read, selectors.EVENT_READ)
+            while True:
+                if selector.get_map():
+                    selector.select(POLL_S)
+                else:
+                    time.sleep(POLL_S / 4)
+                finished, status, usage = os.wait4(pid, os.WNOHANG)
+                before = self.calls
+                if not drain(read, self.unread, self.limits["output_bytes"]) and selector.get_map():
+                    selector.unregister(read)
+                fault = self.hand_on()
+                if finished:
+                    return fault, status, usage
+                usage_now = usage_of_all() if self.request["isolated"] else usage_of(pid)
+                clock.tick(usage_now, new_call=self.calls > before)
+                reason = fault or self.over_limit(usage_now, clock, deadline)
+                if reason:
+                    break
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
+        _, status, usage = os.wait4(pid, 0)
+        return reason, status, usage
+
+    def over_limit(self, usage: Usage, clock: CallClock, deadline: float) -> str | None:
+        allowed = self.group["call_cpu_s"]
+        limit = allowed[min(self.calls, len(allowed) - 1)]
+        if clock.cpu > limit or clock.asleep > limit or usage.cpu > self.group["cpu_s"]:
+            return "timeout"
+        if time.monotonic() > deadline:
+            return "stalled"
+        return "memory" if usage.resident > self.limits["memory_bytes"] else None
+
+    def hand_on(self) -> str | None:
+        """Check the child's whole lines and send them out; what the child's own code wrote itself ends the group."""
+        *lines, rest = self.unread.split(b"\n")
+        self.unread = bytearray(rest)
+        for line in lines:
+            self.sent_bytes += len(line)
+            if self.sent_bytes > self.limits["output_bytes"]:
+                return "output"
+            token, _, body = line.partition(b" ")
+            try:
+                row = json.loads(body)
+                good = token == self.token.encode() and (not row.get("value") or row["call"] == self.calls)
+            except (ValueError, KeyError, AttributeError, RecursionError):
+                good = False
+            if not good or self.ended:
+                self.say(tampered="wrote to the channel of the results")
+                return "forged"
+            if "tampered" not in row:
+                self.calls += "value" in row
+                self.ended = "end" in row
+            self.say(**row)
+        return "output" if len(self.unread) > self.limits["output_bytes"] else None
+
+
+class Usage(NamedTuple):
+    """What processes use together."""
+
+    cpu: float
+    """Seconds so far, to one kernel tick, with those of children that have ended."""
+    resident: int
+    """Bytes of memory."""
+    waiting: bool
+    """Every one of them sleeps. A process that a busy machine lets wait is runnable and does not."""
+
+
+class CallClock:
+    """How long the present call has used a processor, and how long it has slept; neither runs while it has to queue."""
+
+    def __init__(self) -> None:
+        self.cpu = self.asleep = 0.0
+        self._began = self._before = 0.0
+        self._at = time.monotonic()
+
+    def tick(self, usage: Usage, *, new_call: bool) -> None:
+        now = time.monotonic()
+        if new_call:
+            self._began, self.asleep = usage.cpu, 0.0
+        elif usage.waiting and usage.cpu == self._before:
+            self.asleep += min(now - self._at, SLEEP_STEP_S)
+        self.cpu = usage.cpu - self._began
+        self._before, self._at = usage.cpu, now
+
+
+def usage_of(pid: int) -> Usage:
+    """One process; all zero when it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return Usage(0.0, 0, waiting=True)
+    return Usage(sum(map(int, fields[11:15])) / TICKS, int(fields[21]) * PAGE_BYTES, waiting=fields[0] in b"SDTZ")
+
+
+def usage_of_all() -> Usage:
+    """All processes of this sandbox but bubblewrap's and this one."""
+    ours = (1, os.getpid())
+    found = [
+        usage_of(int(each.name))
+        for each in Path("/proc").iterdir()
+        if each.name.isdigit() and int(each.name) not in ours
+    ]
+    return Usage(sum(one.cpu for one in found), sum(one.resident for one in found), all(one.waiting for one in found))
+
+
+class Child:
+    """Runs the code and calls its function; everything that it needs later is bound before the code runs."""
+
+    def __init__(self, request: dict[str, Any], group: dict[str, Any], channel: int, token: str) -> None:
+        self.request, self.group = request, group
+        self.channel, self.token = channel, token.encode() + b" "
+        self.seen: set[str] = set()
+        self.builtins = dict(vars(builtins))
+
+    def run(self) -> None:
+        inputs = [values.decode(text) for text in self.group["inputs"]]
+        self.enter()
+        with contextlib.suppress(BaseException):
+            self.calls(inputs)
+        os._exit(0)
+
+    def enter(self) -> None:
+        """Give up what the limits take, and have Python report what nobody needs for solving a task."""
+        limits = self.request["limits"]
+        processes = limits["max_processes"] if self.request["isolated"] else resource.RLIM_INFINITY
+        cpu = int(self.group["cpu_s"]) + 1
+        for what, soft, hard in (
+            (resource.RLIMIT_CPU, cpu, cpu + 1),
+            (resource.RLIMIT_AS, limits["memory_bytes"], limits["memory_bytes"]),
+            (resource.RLIMIT_STACK, limits["memory_bytes"], limits["memory_bytes"]),
+            (resource.RLIMIT_NPROC, processes, processes),
+            (resource.RLIMIT_FSIZE, limits["disk_bytes"], limits["disk_bytes"]),
+            (resource.RLIMIT_NOFILE, 256, 256),
+            (resource.RLIMIT_CORE, 0, 0),
+        ):
+            with contextlib.suppress(ValueError):
+                resource.setrlimit(what, (soft, hard))
+        for fd in range(3, 64):
+            if fd != self.channel:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
+        sys.stdin, sys.stdout, sys.stderr = (open(0), open(1, "w"), open(2, "w"))  # noqa: SIM115
+        sys.addaudithook(self.hook())
+
+    def calls(self, inputs: list[Any]) -> None:
+        scope: dict[str, Any] = {}
+        exit_type = SystemExit
+        try:
+            exec(compile(self.request["source"], "<code>", "exec"), scope)  # noqa: S102
+            function = scope[self.request["entry_point"]]
+        except BaseException as error:  # noqa: BLE001 - whatever the code raises is its result
+            self.exited(error, exit_type)
+            self.send(failed=type(error).__name__)
+            self.end()
+            return
+        clock, encode = time.process_time, values.encode
+        spent = []
+        for number, arguments in enumerate(inputs):
+            began = clock()
+            try:
+                result = function(*arguments)
+                spent.append(clock() - began)
+                text = encode(result)
+            except BaseException as error:  # noqa: BLE001
+                self.exited(error, exit_type)
+                self.send(failed=type(error).__name__, call=number)
+                break
+            for reason in (values.SELF_EQUAL, values.OWN_EQUALITY):
+                if reason in text and f',"{reason}"]}}' in text:
+                    self.report(f"returned an object that {reason}")
+            self.send(call=number, value=text)
+        self.end(spent)
+
+    def exited(self, error: BaseException, exit_type: type[SystemExit]) -> None:
+        if isinstance(error, exit_type) and not error.code:
+            self.report("called exit(0) during its tests")
+
+    def end(self, spent: list[float] | None = None) -> None:
+        now = vars(builtins)
+        if changed := sorted(
+            name for name, value in self.builtins.items() if name != "_" and now.get(name) is not value
+        ):
+            self.report(f"replaced builtins: {', '.join(changed)[:200]}")
+        self.send(end=True, spent=[round(seconds, 6) for seconds in spent or []])
+
+    def report(self, what: str) -> None:
+        if what not in self.seen:
+            self.seen.add(what)
+            self.send(tampered=what)
+
+    def send(self, *, write: Any = os.write, dumps: Any = json.dumps, **row: Any) -> None:
+        data = self.token + dumps(row).encode() + b"\n"
+        while data:
+            data = data[write(self.channel, data) :]
+
+    def hook(self) -> Any:
+        """An audit hook that reports what only code that looks for its grader does."""
+        grader = (os.getppid(), 0, 1, -1)
+        getframe, report = sys._getframe, self.report
+        busy: list[str] = []
+        always = {"gc.get_objects", "gc.get_referrers", "sys._current_frames", "sys.addaudithook"}
+        direct = {"sys._getframe", "object.__getattr__", "sys.settrace", "sys.setprofile", "gc.get_referents"}
+
+        def of_code(depth: int) -> bool:
+            frame = getframe(depth)
+            while frame is not None and frame.f_code.co_filename.endswith(("/inspect.py", "ctypes/__init__.py")):
+                frame = frame.f_back  # type: ignore[assignment]
+            return frame is not None and frame.f_code.co_filename == "<code>"
+
+        def hook(event: str, args: tuple[Any, ...]) -> None:
+            if busy:
+                return
+            busy.append(event)
+            try:
+                if event in always or ((event in direct or event.startswith("ctypes.")) and of_code(2)):
+                    named = event if event != "object.__getattr__" else f"reading {args[1]}"
+                    report(f"looked for its grader: {named}")
+                elif event in ("open", "os.listdir", "os.scandir") and str(args[0]).startswith("/proc"):
+                    report(f"looked for its grader: {event} {str(args[0])[:80]}")
+                elif event in ("os.kill", "os.killpg") and args[0] in grader:
+                    report(f"tried to end its grader: {event}")
+            finally:
+                busy.clear()
+
+        return hook
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""Python values as text that keeps their types, for the way out of the sandbox. Standard library only.
+
+JSON alone makes a list of a tuple, and EvalPlus tells them apart. Text, because whatever unpickles can be made to run
+code. What a value is, is found out with `type()` and base-class methods alone, never by asking the value: its class may
+have been written to lie.
+
+`encode` gives equal text for values of equal types and contents, except where the order of a dict differs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+MAX_ITEMS = 1_000_000
+"""Elements taken from an iterator; one without end must not fill the memory."""
+LARGE = 1 << 62
+"""Integers beyond this go as hexadecimal text, for which Python has no limit on digits."""
+
+SELF_EQUAL = "equals everything"
+OWN_EQUALITY = "has an equality of its own"
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A value that is no plain data: the name of its type, and its elements where it is an iterator or a view."""
+
+    type_name: str
+    items: tuple[Any, ...] | None = None
+    forged: str | None = None
+    """Why its equality cannot be trusted."""
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.items is None:
+            raise TypeError(f"{self.type_name!r} has no elements")
+        return iter(self.items)
+
+
+def encode(value: Any) -> str:
+    """`value` as one line of text. Raises `RecursionError` for a value that contains itself."""
+    return json.dumps(_pack(value), separators=(",", ":"))
+
+
+def decode(text: str) -> Any:
+    """The value again. Raises `ValueError` for what `encode` never wrote."""
+    return _unpack(json.loads(text))
+
+
+def _pack(value: Any) -> Any:
+    kind = type(value)
+    if kind is int:
+        return value if -LARGE < value < LARGE else {"i": hex(value)}
+    if kind in (str, bool, float, type(None)):
+        return value
+    if kind is list:
+        return [_pack(each) for each in value]
+    packer = PACKERS.get(kind)
+    return packer(value) if packer else _pack_other(value, kind)
+
+
+def _sorted(values: Any) -> list[Any]:
+    return sorted((_pack(each) for each in values), key=json.dumps)
+
+
+PACKERS: dict[type, Callable[[Any], Any]] = {
+    tuple: lambda value: {"t": [_pack(each) for each in value]},
+    set: lambda value: {"s": _sorted(value)},
+    frozenset: lambda value: {"f": _sorted(value)},
+    dict: lambda value: {"d": [[_pack(key), _pack(each)] for key, each in value.items()]},
+    complex: lambda value: {"c": [value.real, value.imag]},
+    bytes: lambda value: {"b": value.hex()},
+    bytearray: lambda value: {"ba": value.hex()},
+}
+BASES: tuple[type, ...] = (bool, int, float, complex, str, bytes, bytearray, list, tuple, set, frozenset, dict)
+PLAIN_READERS: dict[type, Callable[[Any], Any]] = {
+    int: int.__int__,
+    float: float.__float__,
+    complex: lambda value: complex(float.__float__(complex.real.__get__(value)), complex.imag.__get__(value)),
+    str: str.__str__,
+    bytes: lambda value: bytes(bytes.__iter__(value)),
+    bytearray: lambda value: bytes(bytearray.__iter__(value)),
+    list: lambda value: list(list.__iter__(value)),
+    tuple: lambda value: tuple(tuple.__iter__(value)),
+    set: lambda value: set(set.__iter__(value)),
+    frozenset: lambda value: frozenset(frozenset.__iter__(value)),
+    dict: lambda value: dict(dict.items(value)),
+}
+"""How each base type is read without any method that a subclass may have replaced."""
+ITERATED = {
+    "builtins": {"range", "map", "filter", "zip", "enumerate", "reversed", "generator", "dict_keys", "dict_values",
+                 "dict_items", "list_iterator", "tuple_iterator", "set_iterator", "str_iterator", "str_ascii_iterator",
+                 "list_reverseiterator", "range_iterator", "dict_keyiterator"},
+    "collections": {"deque"},
+    "itertools": {"chain", "islice", "takewhile", "dropwhile", "accumulate", "combinations", "permutations", "product"},
+}  # fmt: skip
+
+
+def _pack_other(value: Any, kind: type) -> Any:
+    module, name = str(type.__getattribute__(kind, "__module__")), str(type.__getattribute__(kind, "__qualname__"))
+    if module.partition(".")[0] == "numpy":
+        if hasattr(value, "dtype") and hasattr(value, "tolist"):
+            return {"np": [str(value.dtype), list(getattr(value, "shape", ())), _pack(value.tolist())]}
+        return {"o": [f"{module}.{name}", None, None]}
+    if kind is getattr(sys.modules.get("fractions"), "Fraction", None):
+        return {"fr": [hex(value.numerator), hex(value.denominator)]}
+    if kind is getattr(sys.modules.get("decimal"), "Decimal", None):
+        return {"de": str(value)}
+    base = next((each for each in BASES if issubclass(kind, each)), None)
+    forged = _forged(value, kind)
+    if base is not None and forged is None:
+        return {"u": [f"{module}.{name}", _pack(PLAIN_READERS[base](value))]}
+    items = None
+    if name in ITERATED.get(module, ()) and forged is None:
+        items = [_pack(each) for each, _ in zip(value, range(MAX_ITEMS), strict=False)]
+    return {"o": [f"{module}.{name}", items, forged]}
+
+
+def _forged(value: Any, kind: type) -> str | None:
+    """Whether the value would call itself equal to something that nothing equals, or a base type's equality is replaced."""
+    for each in type.__getattribute__(kind, "__mro__"):
+        if "__eq__" in vars(each):
+            if type(vars(each)["__eq__"]).__name__ in ("wrapper_descriptor", "method_descriptor"):
+                return None
+            break
+    try:
+        if kind.__eq__(value, object()) is True:  # type: ignore[call-arg]
+            return SELF_EQUAL
+    except BaseException:  # noqa: BLE001 - the code of a stranger
+        return OWN_EQUALITY
+    return OWN_EQUALITY if issubclass(kind, BASES) and not _is_library(each) else None
+
+
+def _is_library(kind: type) -> bool:
+    """Whether a class comes with Python: `Counter` and its like compare as the dicts that they are."""
+    return str(vars(kind).get("__module__", "")).partition(".")[0] in ("collections", "enum", "builtins")
+
+
+def _unpack(packed: Any) -> Any:
+    if isinstance(packed, list):
+        return [_unpack(each) for each in packed]
+    if not isinstance(packed, dict):
+        return packed
+    if len(packed) != 1:
+        raise ValueError(f"{packed!r} is no encoded value")
+    ((tag, body),) = packed.items()
+    if tag not in UNPACKERS:
+        raise ValueError(f"{tag!r} is no tag of an encoded value")
+    return UNPACKERS[tag](body)
+
+
+def _numpy(body: Any) -> Any:
+    import numpy  # type: ignore[import-not-found, unused-ignore]
+
+    dtype, shape, value = body
+    array = numpy.array(_unpack(value), dtype=dtype)
+    return array.reshape(shape) if shape else array[()]
+
+
+def _fraction(body: Any) -> Any:
+    from fractions import Fraction
+
+    return Fraction(int(body[0], 16), int(body[1], 16))
+
+
+def _decimal(body: Any) -> Any:
+    from decimal import Decimal
+
+    return Decimal(body)
+
+
+UNPACKERS: dict[str, Callable[[Any], Any]] = {
+    "i": lambda body: int(body, 16),
+    "t": lambda body: tuple(_unpack(each) for each in body),
+    "s": lambda body: {_unpack(each) for each in body},
+    "f": lambda body: frozenset(_unpack(each) for each in body),
+    "d": lambda body: {_unpack(key): _unpack(each) for key, each in body},
+    "c": lambda body: complex(*body),
+    "b": bytes.fromhex,
+    "ba": bytearray.fromhex,
+    "u": lambda body: _unpack(body[1]),
+    "np": _numpy,
+    "fr": _fraction,
+    "de": _decimal,
+    "o": lambda body: Foreign(body[0], None if body[1] is None else tuple(map(_unpack, body[1])), body[2]),
+}
