@@ -8,8 +8,9 @@ from typing import Any
 
 from modal_eval import __version__
 from modal_eval.config.models import RunConfig
-from modal_eval.metrics import clustered_standard_error, mean, pass_at_k
+from modal_eval.metrics import clustered_standard_error, mean
 from modal_eval.records import Row
+from modal_eval.reports.draws import draws, interval
 from modal_eval.results.rows import is_scored, metric_names
 
 SUSPICIOUS_SHARE = 0.02
@@ -36,9 +37,10 @@ def summarize(config: RunConfig, rows: Iterable[Row], *, total_rollouts: int, fa
         "avg_metrics": {name: _mean(scored, _column(name)) for name in metric_names(scored)},
         "status": "incomplete" if unscored > config.eval.max_unscored * total_rollouts else "complete",
         "stderr": _stderr(scored, _reward),
+        "interval": interval(scored),
         "metrics_stderr": {name: _stderr(scored, _column(name)) for name in metric_names(scored)},
         "metrics_n": {name: sum(row.get(name) is not None for row in scored) for name in metric_names(scored)},
-        "pass_at_k": passes(config, scored),
+        **draws(config, scored),
         "by_task": by_task(scored),
         "num_rollouts": total_rollouts,
         "num_scored": len(scored),
@@ -56,25 +58,6 @@ def summarize(config: RunConfig, rows: Iterable[Row], *, total_rollouts: int, fa
 def sampling_args(config: RunConfig) -> dict[str, Any]:
     args = config.sampling.model_dump(mode="json", exclude_none=True)
     return {**args, "max_completion_tokens": args.pop("max_tokens")}
-
-
-def passes(config: RunConfig, scored: list[Row]) -> dict[str, float]:
-    """pass@k for k = 1, 2, 4, … and the number of rollouts, over 0/1 rewards.
-
-    Every k is over the same examples: those whose rollouts were all scored. Empty when a reward is neither 0 nor 1,
-    when there is one rollout an example (pass@1 is then the mean), or when no example is whole.
-    """
-    rollouts = config.eval.rollouts
-    if rollouts == 1 or any(row["reward"] not in (0, 1) for row in scored):
-        return {}
-    correct: dict[Any, list[float]] = defaultdict(list)
-    for row in scored:
-        correct[row["example_id"]].append(row["reward"])
-    whole = [rewards for rewards in correct.values() if len(rewards) == rollouts]
-    if not whole:
-        return {}
-    ks = sorted({2**power for power in range(rollouts.bit_length()) if 2**power <= rollouts} | {rollouts})
-    return {f"pass@{k}": mean([pass_at_k(rollouts, int(sum(rewards)), k) for rewards in whole]) for k in ks}
 
 
 def by_task(scored: list[Row]) -> dict[str, dict[str, Any]]:

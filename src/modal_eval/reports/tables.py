@@ -20,10 +20,14 @@ def score_text(value: float | None, stderr: float | None) -> str:
 def score_lines(summary: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     """(name, score with its standard error, number of rollouts it stands on), the overall reward first."""
     yield "reward", score_text(summary["avg_reward"], summary["stderr"]), str(summary["num_scored"])
+    if bounds := summary.get("interval"):
+        yield "  95% interval", f"{bounds['low']:.3f} – {bounds['high']:.3f}", str(summary["num_scored"])
     for task, one in summary["by_task"].items():
         yield f"  {task}", score_text(one["avg_reward"], one["stderr"]), str(one["num_scored"])
-    for name, value in summary["pass_at_k"].items():
-        yield name, score_text(value, None), str(summary["num_scored"])
+    drawn_from = str(summary.get("k_examples", 0) * summary["rollouts_per_example"])
+    for key in ("pass_at_k", "pass_hat_k", "maj_at_k"):
+        for name, value in summary.get(key, {}).items():
+            yield name, score_text(value, summary.get("k_stderr", {}).get(name)), drawn_from
     for name, value in summary["avg_metrics"].items():
         if name not in summary["by_task"]:
             yield name, score_text(value, summary["metrics_stderr"].get(name)), str(summary["metrics_n"].get(name, 0))

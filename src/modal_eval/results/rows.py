@@ -128,6 +128,7 @@ ROW_FIELDS = frozenset(
         "num_turns",
         "stop_condition",
         "pending",
+        "extracted",
     }
 )
 """Keys of a row that are not metrics of the environment."""

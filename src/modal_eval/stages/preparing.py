@@ -38,7 +38,9 @@ def prepare(run_dir: Path) -> dict[str, Any]:
             harness_job(run.config, base_url="http://127.0.0.1:9/v1", model=model.served_name), run_dir, python
         )
         facts = {"harness": start.harness, "environment": start.environment, "data": start.data}
-        run.claim_identity(full_identity(run.config, model, facts))
+        # `sha256` covers the prompts too; scoring again needs them by themselves
+        data = {key: value for key, value in start.data.items() if key != "prompts_sha256"}
+        run.claim_identity(full_identity(run.config, model, {**facts, "data": data}))
         prepared = {
             "model": {
                 **asdict(model),

@@ -152,6 +152,9 @@ class Outcome:
     num_turns: int = 0
     stop_condition: str | None = None
     truncated: bool = False
+    extracted: str | None = None
+    """The answer that was found in the completion, for votes among samples: empty where there is none, `None` where the
+    benchmark does not look for one."""
     pending: bool = False
     """Generated and not scored yet: the score phase makes the row whole."""
 
@@ -245,6 +248,8 @@ def row(example: Example, rollout: int, outcome: Outcome) -> dict[str, Any]:
     }
     if outcome.pending and error is None:
         line["pending"] = True
+    if outcome.extracted is not None:
+        line["extracted"] = outcome.extracted
     for name, value in outcome.metrics.items():
         # num_turns is verifiers' own metric and ours at once; any other name of a column is the environment's
         if name != "num_turns":
@@ -258,6 +263,15 @@ def digest_of_examples(examples: Iterable[Example]) -> str:
     for example in examples:
         line = [example.example_id, example.prompt, example.answer, example.info]
         digest.update(json.dumps(plain(line), sort_keys=True, ensure_ascii=False).encode() + b"\n")
+    return f"sha256:{digest.hexdigest()}"
+
+
+def digest_of_prompts(examples: Iterable[Example]) -> str:
+    """Identity of what is asked alone: a scorer may come to know better answers, and the questions stay the same."""
+    digest = hashlib.sha256()
+    for example in examples:
+        line = [example.example_id, plain(example.prompt)]
+        digest.update(json.dumps(line, sort_keys=True, ensure_ascii=False).encode() + b"\n")
     return f"sha256:{digest.hexdigest()}"
 
 
@@ -288,6 +302,7 @@ def describe_data(job: Job, backend: Backend) -> dict[str, Any]:
     return {
         "examples": len(backend.examples),
         "sha256": digest_of_examples(backend.examples),
+        "prompts_sha256": digest_of_prompts(backend.examples),
         "files": {path.name: digest_of_file(path) for path in paths if path.is_file()},
         **plain(backend.data),
     }

@@ -190,6 +190,7 @@ class LegacyBackend:
             outcome.error = fault("scoring", error)
             return
         outcome.reward, metrics = state.get("reward"), dict(state.get("metrics") or {})
+        outcome.extracted = None if state.get("extracted") is None else str(state["extracted"])
         unanswered = bool(state.get("prompt_too_long")) and not outcome.completion
         for failure in failed_functions(state):
             metrics[failure.name] = 0.0 if unanswered else None

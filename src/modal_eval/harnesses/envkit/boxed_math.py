@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import re
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -24,10 +26,34 @@ LONGEST_ANSWER = 50_000
 SYSTEM_PROMPT: str = BOXED_SYSTEM_PROMPT
 
 
+NUMBER = re.compile(r"(?:(?<![\w)])-)?\d[\d,]*(?:\.\d+)?")
+"""A minus sign between two numbers subtracts."""
+
+
 def boxed(text: str) -> str:
     """What stands in the last `\\boxed{}` after the thoughts, or nothing: an answer outside the box does not count."""
     answer: str = extract_boxed_answer(text.split("</think>")[-1].strip(), strict=True)
     return answer
+
+
+def boxed_in_last_line(text: str) -> str:
+    """Like `boxed`, of a single box that stands in the last line: whether the demanded form was kept to the end."""
+    said = text.split("</think>")[-1].strip()
+    return boxed(said.rpartition("\n")[2]) if said.count("\\boxed") == 1 else ""
+
+
+def last_number(text: str) -> str:
+    """What stands in the box, or else the last number after the thoughts: for models that were never told to box."""
+    found = NUMBER.findall(text.split("</think>")[-1])
+    return boxed(text) or (found[-1].rstrip(",").replace(",", "") if found else "")
+
+
+EXTRACTIONS: dict[str, Callable[[str], str]] = {
+    "boxed": boxed,
+    "strict": boxed_in_last_line,
+    "last_number": last_number,
+}
+"""How the answer is found in the text, by the name that `env_args.extraction` gives."""
 
 
 class Checker:
@@ -69,17 +95,26 @@ class CheckingRubric(vf.Rubric):  # type: ignore[misc] # verifiers is not in the
         self.check.close()
 
 
-def boxed_math_environment(data: Data, rows: Any, system_prompt: str | None) -> vf.Environment:
-    """A single-turn environment over `rows` (question, answer) whose reward is 1 for an equivalent boxed answer."""
-    parser = vf.Parser(extract_fn=boxed)
+def boxed_math_environment(
+    data: Data, rows: Any, system_prompt: str | None, extraction: str = "boxed"
+) -> vf.Environment:
+    """A single-turn environment over `rows` (question, answer) whose reward is 1 for an equivalent answer.
+
+    `extraction` names how the answer is found in the text, one of `EXTRACTIONS`; what was found goes into the row.
+    """
+    if extraction not in EXTRACTIONS:
+        raise ValueError(f"extraction={extraction!r} does not exist; there are {', '.join(EXTRACTIONS)}")
+    parser = vf.Parser(extract_fn=EXTRACTIONS[extraction])
     check = Checker()
 
-    async def correct_answer(parser: Any, completion: Any, answer: str) -> float:
-        """1 if the boxed answer is equivalent to the reference."""
-        return float(await check(parser.parse_answer(completion) or "", answer))
+    async def correct_answer(parser: Any, completion: Any, answer: str, state: Any) -> float:
+        """1 if the answer that was found is equivalent to the reference."""
+        said = parser.parse_answer(completion) or ""
+        state["extracted"] = said[:LONGEST_ANSWER].strip()
+        return float(await check(said, answer))
 
     def has_answer(parser: Any, completion: Any) -> float:
-        """Whether there is a boxed answer at all."""
+        """Whether there is an answer at all."""
         return float(bool(parser.parse_answer(completion)))
 
     rubric = CheckingRubric(funcs=[correct_answer, has_answer], weights=[1.0, 0.0], parser=parser)

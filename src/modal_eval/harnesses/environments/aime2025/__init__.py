@@ -19,8 +19,12 @@ def convert(row: Row) -> Row:
 
 
 def load_environment(
-    revision: str | None = None, data_files: DataFiles = None, system_prompt: str | None = None
+    revision: str | None = None,
+    data_files: DataFiles = None,
+    system_prompt: str | None = None,
+    extraction: str = "boxed",
 ) -> vf.Environment:
-    """The instruction stands in the question, so there is no system prompt unless one is given."""
+    """The instruction stands in the question, so there is no system prompt unless one is given. `extraction` is boxed,
+    strict or last_number."""
     data = load_data(HUB, revision, data_files)
-    return boxed_math_environment(data, make_dataset(data, convert), system_prompt)
+    return boxed_math_environment(data, make_dataset(data, convert), system_prompt, extraction)

@@ -15,8 +15,12 @@ def convert(row: Row) -> Row:
 
 
 def load_environment(
-    revision: str | None = None, data_files: DataFiles = None, system_prompt: str | None = SYSTEM_PROMPT
+    revision: str | None = None,
+    data_files: DataFiles = None,
+    system_prompt: str | None = SYSTEM_PROMPT,
+    extraction: str = "boxed",
 ) -> vf.Environment:
-    """`revision` is another commit of openai/gsm8k; `data_files` are local files with its columns."""
+    """`revision` is another commit of openai/gsm8k; `data_files` are local files with its columns.
+    `extraction` says where the answer is looked for: boxed, strict or last_number."""
     data = load_data(HUB, revision, data_files)
-    return boxed_math_environment(data, make_dataset(data, convert), system_prompt)
+    return boxed_math_environment(data, make_dataset(data, convert), system_prompt, extraction)
