@@ -43,7 +43,7 @@ class AdapterProcess:
             self._owned = OwnedProcess.start(
                 [str(python), str(ENTRY)],
                 log_path=self.log_path,
-                env={**environment, "PYTHONUNBUFFERED": "1"},
+                env={**environment, "PYTHONUNBUFFERED": "1", "MODAL_EVAL_RUN_ID": run_dir.name},
                 stdin_pipe=True,
                 stdout_pipe=True,
                 grace_s=TERM_GRACE_S,

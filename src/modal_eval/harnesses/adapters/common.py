@@ -54,6 +54,10 @@ OVERLONG_PHRASES = (
 """How vLLM, llama.cpp and the hosted services say, with status 400, that a prompt does not fit."""
 
 
+ROW_INFO = "modal_eval_info"
+"""Where an environment's scoring leaves in verifiers' state what it adds to the row's `info`."""
+
+
 class SetupError(Exception):
     """The environment cannot be loaded or used; the message names the way out."""
 
@@ -155,6 +159,8 @@ class Outcome:
     extracted: str | None = None
     """The answer that was found in the completion, for votes among samples: empty where there is none, `None` where the
     benchmark does not look for one."""
+    info: Mapping[str, Any] = field(default_factory=dict)
+    """What scoring adds to the example's own."""
     pending: bool = False
     """Generated and not scored yet: the score phase makes the row whole."""
 
@@ -234,7 +240,7 @@ def row(example: Example, rollout: int, outcome: Outcome) -> dict[str, Any]:
         "generation_ms": round(outcome.generation_s * 1000, 3),
         "scoring_ms": round(outcome.scoring_s * 1000, 3),
         "total_ms": round((outcome.generation_s + outcome.scoring_s) * 1000, 3),
-        "info": plain(example.info) or {},
+        "info": {**(plain(example.info) or {}), **plain(outcome.info)},
         "has_error": 1.0 if error else 0.0,
         "rollout": rollout,
         "answer": plain(example.answer),

@@ -19,6 +19,7 @@ from modal_eval.harnesses.adapters.common import (
     CALLS,
     OVERLONG_PHRASES,
     ROLLOUT_HEADER,
+    ROW_INFO,
     CallLog,
     Example,
     Job,
@@ -191,6 +192,7 @@ class LegacyBackend:
             return
         outcome.reward, metrics = state.get("reward"), dict(state.get("metrics") or {})
         outcome.extracted = None if state.get("extracted") is None else str(state["extracted"])
+        outcome.info = dict(state.get(ROW_INFO) or {})
         unanswered = bool(state.get("prompt_too_long")) and not outcome.completion
         for failure in failed_functions(state):
             metrics[failure.name] = 0.0 if unanswered else None
