@@ -34,6 +34,8 @@ class HarnessJob:
     """`(example_id, rollout)` that have a good row already and are not run again."""
     harness: str = "verifiers"
     phase: Phase = "both"
+    scoring_args: tuple[str, ...] = ()
+    """Keys of `env_args` that change scores alone; examples that repeat them in their `info` are the same examples."""
     scoring_workers: int | None = None
     """Sandboxes side by side; `None` is one a processor core."""
     api: HarnessApi = "auto"

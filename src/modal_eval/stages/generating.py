@@ -52,6 +52,8 @@ class Pass:
     proxy: Proxy
     progress: Progress
     write: Callable[[Row], None]
+    on_start: Callable[[HarnessStart], None] | None = None
+    """Refuses what is about to run; left out, only data of another size is refused."""
     stats: dict[str, Any] = field(default_factory=dict)
     read_at: float = 0.0
 
@@ -120,7 +122,7 @@ def run_pass(one: Pass, done: frozenset[Key], phase: Phase = "generate") -> None
             run_dir=one.run.run_dir,
             python=environment_for(one.run.config),
             on_row=one.on_row,
-            on_start=refuse_other_size(prepared["total_examples"]),
+            on_start=one.on_start or refuse_other_size(prepared["total_examples"]),
             should_stop=one.should_stop,
             on_results=one.on_results,
         )
@@ -185,9 +187,19 @@ def finish_from_journal(run_dir: Path, proxy: Proxy) -> int:
     return progress.finished_rollouts - before
 
 
-def replay(run_dir: Path, proxy: Proxy, done: dict[Key, Row]) -> dict[Key, Row]:
-    """Score every rollout but those `done` again from the journal; nothing is generated and no row is written."""
-    run = Run.load(run_dir)
+def replay(
+    run_dir: Path,
+    proxy: Proxy,
+    done: dict[Key, Row],
+    *,
+    run: Run | None = None,
+    on_start: Callable[[HarnessStart], None] | None = None,
+) -> dict[Key, Row]:
+    """Score every rollout but those `done` again from the journal; nothing is generated and no row is written.
+
+    `run` replaces the configuration that the folder holds, and `on_start` refuses a harness that would ask differently.
+    """
+    run = run or Run.load(run_dir)
     _, prepared = read_prepared(run_dir)
     progress = Progress(run, prepared["total_examples"])
     progress.add_known(list(done.values()))
@@ -196,5 +208,5 @@ def replay(run_dir: Path, proxy: Proxy, done: dict[Key, Row]) -> dict[Key, Row]:
     def keep(row: Row) -> None:
         rows[row_key(row)] = row
 
-    run_pass(Pass(run, proxy, progress, keep), frozenset(done), phase="score")
+    run_pass(Pass(run, proxy, progress, keep, on_start), frozenset(done), phase="score")
     return rows

@@ -100,6 +100,7 @@ def harness_job(
         done=done,
         harness=config.eval.harness,
         phase=phase if config.eval.harness in SCORES_LATER else "both",
+        scoring_args=tuple(config.scoring_args),
         scoring_workers=config.eval.scoring_workers,
         api=config.eval.harness_api,
         module_paths=tuple(Path(folder).expanduser().resolve() for folder in config.eval.module_paths),

@@ -7,6 +7,7 @@ from typing import Any
 
 from modal_eval import paths
 from modal_eval.config.models import RunConfig
+from modal_eval.reports.draws import reported_ks
 from modal_eval.reports.summary import summarize
 from modal_eval.results.files import read_json, write_json
 from modal_eval.results.run_folder import Run, now
@@ -39,6 +40,7 @@ def report(run_dir: Path) -> dict[str, Any]:
             "environment": prepared["environment"],
             "data": prepared["data"],
             "server": read_json(run_dir / paths.RUN_CONFIG).get("server"),
+            "scorer": scorer(run.config, prepared),
             "model_revision": model.revision or model.digest,
             "identity_sha256": read_json(run_dir / paths.RUN_CONFIG).get("identity_sha256"),
             "run_id": run.run_id,
@@ -56,6 +58,17 @@ def harness_results(run: Run, total_rollouts: int) -> dict[str, Any]:
     path = run.run_dir / paths.HARNESS_RESULTS
     results = read_json(path) if path.is_file() else {}
     return {run.config.eval.harness: results} if results.pop("rollouts", None) == total_rollouts else {}
+
+
+def scorer(config: RunConfig, prepared: dict[str, Any]) -> dict[str, Any]:
+    """Who made these numbers, and with what; an argument that is `None` was left to the environment's default."""
+    return {
+        "harness": prepared["harness"],
+        "environment": prepared["environment"],
+        "args": {name: config.env_args.get(name) for name in config.scoring_args},
+        "k": reported_ks(config),
+        "scored_at": now(),
+    }
 
 
 def cost(config: RunConfig, stage_seconds: dict[str, float]) -> dict[str, float | None]:

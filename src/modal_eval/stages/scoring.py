@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from modal_eval import paths
+from modal_eval.harnesses.job import HarnessStart
 from modal_eval.proxy import Proxy
 from modal_eval.records import Row
 from modal_eval.results.progress import timed
 from modal_eval.results.rows import Key, is_scored, rewrite_in_order
+from modal_eval.results.run_folder import Run
 from modal_eval.stages.generating import finish_from_journal, known_rows, owed_and_answered, replay
 from modal_eval.stages.serving import start_proxy, teardown
 
@@ -37,9 +39,15 @@ def _owes_scoring(row: Row) -> bool:
     return bool(row.get("pending")) or (row.get("error") or {}).get("fault") == "scoring"
 
 
-def replay_from_journal(run_dir: Path, done: dict[Key, Row]) -> dict[Key, Row]:
+def replay_from_journal(
+    run_dir: Path,
+    done: dict[Key, Row],
+    *,
+    run: Run | None = None,
+    on_start: Callable[[HarnessStart], None] | None = None,
+) -> dict[Key, Row]:
     """The row of every rollout that is not `done`, made again from the journal without a server."""
-    return _with_replaying_proxy(run_dir, lambda folder, proxy: replay(folder, proxy, done))
+    return _with_replaying_proxy(run_dir, lambda folder, proxy: replay(folder, proxy, done, run=run, on_start=on_start))
 
 
 def finish_without_server(run_dir: Path) -> int:
@@ -56,11 +64,3 @@ def _with_replaying_proxy(run_dir: Path, work: Callable[[Path, Proxy], Result]) 
         return work(run_dir, proxy)
     finally:
         teardown(run_dir)
-
-
-def rescore(run_dir: Path) -> int:
-    """Replace `results.jsonl` by rows made from the journal alone. Returns the number of rows."""
-    with timed(run_dir, "score"):
-        rows = replay_from_journal(run_dir, {})
-        rewrite_in_order(run_dir / paths.RESULTS, rows.values())
-    return len(rows)

@@ -82,6 +82,7 @@ class Job:
     module_paths: list[str]
     harness: str = "verifiers"
     phase: str = "both"
+    scoring_args: list[str] = field(default_factory=list)
     scoring_workers: int | None = None
 
     @classmethod
@@ -263,11 +264,15 @@ def row(example: Example, rollout: int, outcome: Outcome) -> dict[str, Any]:
     return line
 
 
-def digest_of_examples(examples: Iterable[Example]) -> str:
-    """Identity of the data that is asked, whatever it was loaded from."""
-    digest = hashlib.sha256()
+def digest_of_examples(examples: Iterable[Example], without: Iterable[str] = ()) -> str:
+    """Identity of the data that is asked, whatever it was loaded from, `without` keys of `info` that only say how it is
+    scored."""
+    digest, left_out = hashlib.sha256(), frozenset(without)
     for example in examples:
-        line = [example.example_id, example.prompt, example.answer, example.info]
+        info = plain(example.info)
+        if left_out and isinstance(info, dict):
+            info = {key: value for key, value in info.items() if key not in left_out}
+        line = [example.example_id, example.prompt, example.answer, info]
         digest.update(json.dumps(plain(line), sort_keys=True, ensure_ascii=False).encode() + b"\n")
     return f"sha256:{digest.hexdigest()}"
 
@@ -307,7 +312,7 @@ def describe_data(job: Job, backend: Backend) -> dict[str, Any]:
     paths = [Path(str(file)) for file in (files.values() if isinstance(files, dict) else files)]
     return {
         "examples": len(backend.examples),
-        "sha256": digest_of_examples(backend.examples),
+        "sha256": digest_of_examples(backend.examples, without=job.scoring_args),
         "prompts_sha256": digest_of_prompts(backend.examples),
         "files": {path.name: digest_of_file(path) for path in paths if path.is_file()},
         **plain(backend.data),
