@@ -14,10 +14,10 @@ import pytest
 
 from modal_eval.config.load import benchmark_files, load_benchmark
 from modal_eval.environments import ensure_environment
+from tests.support.data import data_file
 from tests.support.hub import serve_hub
 
 ROOT = Path(__file__).resolve().parents[2]
-DATA = Path(os.environ.get("MODAL_EVAL_TEST_DATA") or ROOT.parent / "shared" / "data")
 needs_sandbox = pytest.mark.skipif(
     shutil.which("bwrap") is None, reason="bubblewrap is not installed: apt-get install bubblewrap"
 )
@@ -26,13 +26,6 @@ needs_sandbox = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def harness_python() -> Path:
     return ensure_environment("verifiers-legacy")
-
-
-def data_file(name: str) -> Path:
-    path = DATA / name
-    if not path.is_file():
-        pytest.skip(f"no test data: {name} is not in {DATA}; set MODAL_EVAL_TEST_DATA")
-    return path
 
 
 def jsonl(path: Path) -> list[dict[str, Any]]:
@@ -208,7 +201,10 @@ def test_livecodebench_runs_programs_and_functions_in_the_sandbox(harness_python
         "num_test_cases": 2.0,
         "num_turns": 0,
     }
-    assert reply["rows"][stdin]["info"]["sandbox_backend"] == "local"
+    assert reply["scores"][0]["info"]["sandbox"]["backend"] == "local"
+    assert reply["scores"][0]["info"]["tests"] == {"ok": 2}
+    assert reply["scores"][3]["info"]["tests"] == {"timeout": 1, "not_run": 1}
+    assert "sandbox" not in reply["rows"][stdin]["info"]
 
 
 @needs_sandbox
@@ -246,7 +242,7 @@ def test_the_demo_scores_each_kind_by_its_own_rule(harness_python: Path) -> None
     ("env_id", "env_args", "words"),
     [
         ("gsm8k", {"data_files": "/nowhere/test.jsonl"}, "name an existing"),
-        ("livecodebench-modal", {"sandbox_backend": "modal"}, "'local' (bubblewrap)"),
+        ("livecodebench-modal", {"sandbox_backend": "docker"}, "'local' (bubblewrap)"),
         ("demo", {"kinds": ["poetry"]}, "arithmetic, code, format"),
         ("math500", {}, "--env.data_files=FILE"),
         ("ifeval", {"mode": "lax"}, "strict and loose"),

@@ -36,7 +36,7 @@ async def score(environment, row, text):
         timing={"scoring_ms": 0, "total_ms": 0, "generation_ms": 0, "start_time": 0},
     )
     await environment.rubric.score_rollout(state)
-    return {"reward": state["reward"], "metrics": state["metrics"]}
+    return {"reward": state["reward"], "metrics": state["metrics"], "info": state.get("modal_eval_info") or {}}
 
 
 async def main():

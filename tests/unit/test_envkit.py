@@ -46,6 +46,16 @@ def load(name: str) -> ModuleType:
         ("1\n2", "1", False),
         ("a 1", "a 1.0", False),
         ("", "", True),
+        ("\n", "", True),
+        ("a\rb", "a\nb", False),
+        ("a\u2028b", "a\nb", False),
+        ("1e3 2", "1000 2.0", True),
+        ("nan", "nan", True),
+        ("nan 1", "nan 1.0", False),
+        ("1,000", "1000", False),
+        ("3 4", "3  4", True),
+        ("x y", "x  y", False),
+        ("1\n\n2", "1\n2", False),
     ],
 )
 def test_output_is_compared_line_by_line_and_numbers_as_decimals(expected: str, printed: str, same: bool) -> None:
@@ -77,8 +87,8 @@ def test_the_last_fenced_block_after_the_thoughts_is_the_program() -> None:
 
 
 def test_an_unknown_sandbox_is_refused_with_those_that_exist() -> None:
-    with pytest.raises(ValueError, match="'modal' is not there; use 'local'"):
-        make_sandbox("modal")
+    with pytest.raises(ValueError, match="'docker' is not there; use 'local'"):
+        make_sandbox("docker")
 
 
 def test_rows_are_read_from_plain_packed_and_whole_files_in_order(tmp_path: Path) -> None:

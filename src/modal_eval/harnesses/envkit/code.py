@@ -3,28 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal, InvalidOperation
 from typing import Any, TypeVar
 
+from modal_eval.scoring.modal_sandbox import SAMPLES, ModalSandbox
 from modal_eval.scoring.sandbox import BACKENDS, Sandbox
 
 Result = TypeVar("Result")
 FENCE = re.compile(r"```[^\n]*\n(.*?)```", re.DOTALL)
-_SLOTS: dict[int, asyncio.Semaphore] = {}
+ROW_INFO = "modal_eval_info"
+"""Key of verifiers' state whose content the adapter adds to the row's `info`."""
 
 
 def make_sandbox(backend: str) -> Sandbox:
-    """The sandbox of that name, after it has run a program: without one there is no score, so nothing is generated."""
-    if backend not in BACKENDS:
+    """The sandbox of that name, after it has run a program: without one there is no score, so nothing is generated.
+
+    `local` is bubblewrap on this machine, `modal` Modal Sandboxes, `process` limits without walls: for code that you trust.
+    """
+    if backend == "modal":
+        sandbox: Sandbox = ModalSandbox()
+    elif backend in BACKENDS:
+        sandbox = Sandbox(backend)
+    else:
         raise ValueError(
-            f"sandbox_backend={backend!r} is not there; use 'local' (bubblewrap), or 'process' for limits without walls"
+            f"sandbox_backend={backend!r} is not there; use 'local' (bubblewrap), 'modal' (Modal Sandboxes), or 'process' "
+            "for limits without walls"
         )
-    sandbox = Sandbox(backend)
     sandbox.check()
     return sandbox
+
+
+def close_sandbox(sandbox: Sandbox) -> None:
+    """Give back what the sandbox holds elsewhere."""
+    if isinstance(sandbox, ModalSandbox):
+        sandbox.close()
 
 
 def extract_code(text: str) -> str:
@@ -33,21 +50,47 @@ def extract_code(text: str) -> str:
     return blocks[-1].strip("\n") if blocks else ""
 
 
-async def in_sandbox(work: Callable[[], Result]) -> Result:
-    """Run blocking `work` in a thread, at most one per processor: more would only make each other time out."""
-    loop = asyncio.get_running_loop()
-    slots = _SLOTS.setdefault(id(loop), asyncio.Semaphore(os.cpu_count() or 1))
-    async with slots:
-        return await asyncio.to_thread(work)
+class Slots:
+    """Runs blocking work in threads, a bounded number at once, and on demand one piece with nothing beside it."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._threads = ThreadPoolExecutor(count, thread_name_prefix="sandbox")
+        self._free = asyncio.Semaphore(count)
+        self._gathering = asyncio.Lock()
+
+    async def run(self, work: Callable[[], Result], *, alone: bool = False) -> Result:
+        async with contextlib.AsyncExitStack() as held:
+            if alone:  # one at a time, or two would wait for each other's slots for ever
+                await held.enter_async_context(self._gathering)
+            for _ in range(self._count if alone else 1):
+                await held.enter_async_context(self._free)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+_SLOTS: dict[tuple[int, str], Slots] = {}
+
+
+async def in_sandbox(work: Callable[[], Result], backend: str = "local", *, alone: bool = False) -> Result:
+    """Run blocking `work` in a thread: one per processor here, as many as a container takes on Modal.
+
+    With `alone` nothing else of this evaluation runs in the sandbox meanwhile.
+    """
+    count = SAMPLES if backend == "modal" else os.cpu_count() or 1
+    key = (id(asyncio.get_running_loop()), backend)
+    if key not in _SLOTS:
+        _SLOTS[key] = Slots(count)
+    return await _SLOTS[key].run(work, alone=alone)
 
 
 def same_output(expected: str, printed: str) -> bool:
     """LiveCodeBench's comparison: line by line without outer blanks, and where a line differs, number by number.
 
-    Numbers are compared as decimals, so `1.0` equals `1`, and 18 digits are not rounded away.
+    As `grade_stdio` of its `testing_util.py`: only a line feed ends a line, a carriage return before it is a blank, and
+    numbers are decimals, so `1.0` equals `1` and 18 digits are not rounded away.
     """
-    wanted = [line.strip() for line in expected.strip().splitlines()]
-    got = [line.strip() for line in printed.strip().splitlines()]
+    wanted = [line.strip() for line in expected.strip().split("\n")]
+    got = [line.strip() for line in printed.strip().split("\n")]
     return len(wanted) == len(got) and all(map(_same_line, wanted, got))
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import verifiers as vf
 
-from modal_eval.harnesses.envkit.code import in_sandbox, make_sandbox, same_value
+from modal_eval.harnesses.envkit.code import ROW_INFO, close_sandbox, in_sandbox, make_sandbox, same_value
 from modal_eval.harnesses.envkit.data import Data, Row, make_dataset
 from modal_eval.scoring.sandbox import Limits, Sandbox
 
@@ -36,7 +36,7 @@ def load_environment(kinds: Sequence[str] = KINDS, sandbox_backend: str = "local
     """`kinds` picks among arithmetic, code and format."""
     if unknown := set(kinds) - set(KINDS):
         raise ValueError(f"kinds={sorted(unknown)} do not exist; there are {', '.join(KINDS)}")
-    rows = [row for row in all_rows(sandbox_backend) if row["info"]["env_id"] in kinds]
+    rows = [row for row in all_rows() if row["info"]["env_id"] in kinds]
     sandbox = make_sandbox(sandbox_backend)
     data = Data(rows, {"source": "builtin", "path": "demo", "sha256": items_digest(), "rows": len(rows)})
     environment = vf.SingleTurnEnv(eval_dataset=make_dataset(data, lambda row: row), rubric=KindRubric(sandbox))
@@ -44,7 +44,7 @@ def load_environment(kinds: Sequence[str] = KINDS, sandbox_backend: str = "local
     return environment
 
 
-def all_rows(sandbox_backend: str) -> list[Row]:
+def all_rows() -> list[Row]:
     """One row an item, the kinds in turn. verifiers routes and groups by `info.env_id`; it becomes the row's `task`."""
     questions = {
         "arithmetic": [f"{text} Answer in one short sentence." for text, _ in ARITHMETIC],
@@ -57,11 +57,7 @@ def all_rows(sandbox_backend: str) -> list[Row]:
             {
                 "question": question,
                 "answer": answers[kind][number] if kind in answers else "",
-                "info": {
-                    "env_id": kind,
-                    "item": number,
-                    "sandbox_backend": sandbox_backend if kind == "code" else None,
-                },
+                "info": {"env_id": kind, "item": number},
             }
             for number, question in enumerate(questions[kind])
         ]
@@ -86,10 +82,17 @@ class KindRubric(vf.Rubric):
     """Scores each kind by its own rule and names the metric after the kind, so that averages are per kind."""
 
     def __init__(self, sandbox: Sandbox) -> None:
-        async def correct(completion: Any, info: Any, answer: str) -> float:
+        async def correct(completion: Any, info: Any, answer: str, state: Any) -> float:
+            if info["env_id"] == "code":
+                state[ROW_INFO] = {"sandbox": sandbox.facts()}
             return float(await is_correct(last_message(completion), info, answer, sandbox))
 
         super().__init__(funcs=[correct])
+        self.sandbox = sandbox
+
+    async def teardown(self) -> None:
+        await super().teardown()
+        close_sandbox(self.sandbox)
 
     async def score_rollout(self, state: Any) -> None:
         await super().score_rollout(state)
@@ -116,7 +119,7 @@ async def is_correct(text: str, info: Row, answer: str, sandbox: Sandbox) -> boo
         return FORMAT[info["item"]].check(text.strip())
     item = CODE[info["item"]]
     code = first_block(text)
-    return bool(code) and await in_sandbox(lambda: passes(item, code, sandbox))
+    return bool(code) and await in_sandbox(lambda: passes(item, code, sandbox), sandbox.backend)
 
 
 def last_number(text: str) -> float | None:

@@ -1,7 +1,7 @@
 """LiveCodeBench, code generation: competition problems; a program passes when it passes every test, public and hidden.
 
 The reference window is that of the public leaderboard: release v6, 2024-08-01 to 2025-05-01, 454 problems. Programs run
-in modal-eval's own sandbox. Metrics: `passed`, `pass_rate`, `num_test_cases`.
+in modal-eval's own sandbox, on this machine or on Modal. Metrics: `passed`, `pass_rate`, `num_test_cases`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from typing import Any
 
 import verifiers as vf
 
-from modal_eval.harnesses.envkit.code import extract_code, in_sandbox, make_sandbox, same_output, same_value
+from modal_eval.harnesses.envkit.code import ROW_INFO, close_sandbox, extract_code, make_sandbox
 from modal_eval.harnesses.envkit.data import Data, DataFiles, HubData, Row, load_data, make_dataset
-from modal_eval.scoring.sandbox import Limits, Sandbox
+from modal_eval.scoring.sandbox import Sandbox
 
-from .problems import PRELUDE, Problem, as_problem, in_window, question
+from .judging import Judgement, judge, limits_for
+from .problems import as_problem, in_window, question
 
 REPOSITORY = "livecodebench/code_generation_lite"
 REVISION = "0fe84c3912ea0c4d4a78037083943e8f0c4dd505"
@@ -39,7 +40,8 @@ def load_environment(
     system_prompt: str | None = SYSTEM_PROMPT,
 ) -> vf.Environment:
     """Dates are `YYYY-MM-DD`, both ends included; by default the leaderboard's window for the Hub's data and no
-    window for `data_files`. `timeout_per_test` is CPU time, in seconds, as is the official checker's 6."""
+    window for `data_files`. `sandbox_backend` is `local`, `modal`, or `process` for limits without walls.
+    `timeout_per_test` is CPU time in seconds, where the official checker takes 6 by the clock."""
     if version not in VERSIONS:
         raise ValueError(f"version={version!r} does not exist; there are {', '.join(VERSIONS)}")
     sandbox = make_sandbox(sandbox_backend)
@@ -52,11 +54,10 @@ def load_environment(
 
     def convert(row: Row) -> Row:
         info = {name: str(row[name]) for name in ("question_id", "platform", "difficulty", "contest_date")}
-        return {"question": question(row), "answer": "", "info": {**info, "sandbox_backend": sandbox_backend}}
+        return {"question": question(row), "answer": "", "info": info}
 
-    limits = Limits(cpu_s=timeout_per_test, memory_bytes=int(memory_gb * (1 << 30)))
     parser = vf.Parser(extract_fn=extract_code)
-    rubric = make_rubric(parser, problems, sandbox, limits)
+    rubric = make_rubric(parser, problems, sandbox, timeout_per_test, memory_gb)
     environment = vf.SingleTurnEnv(
         eval_dataset=make_dataset(data, convert), system_prompt=system_prompt, parser=parser, rubric=rubric
     )
@@ -64,14 +65,28 @@ def load_environment(
     return environment
 
 
-def make_rubric(parser: Any, problems: dict[str, Row], sandbox: Sandbox, limits: Limits) -> vf.Rubric:
+class CodeRubric(vf.Rubric):
+    """Gives the sandbox back with the environment."""
+
+    sandbox: Sandbox
+
+    async def teardown(self) -> None:
+        await super().teardown()
+        close_sandbox(self.sandbox)
+
+
+def make_rubric(
+    parser: Any, problems: dict[str, Row], sandbox: Sandbox, timeout_per_test: float, memory_gb: float
+) -> vf.Rubric:
     async def passed(parser: Any, completion: Any, info: Any, state: Any) -> float:
         """1 if every test passed."""
         problem = as_problem(problems[info["question_id"]])
         code = parser.parse_answer(completion) or ""
-        verdicts = await in_sandbox(lambda: judge(problem, code, sandbox, limits)) if code else []
-        state["tests_passed"], state["tests"] = sum(verdicts), len(problem.tests)
-        return float(sum(verdicts) == len(problem.tests))
+        limits = limits_for(len(problem.tests), timeout_per_test, memory_gb)
+        judged = await judge(problem, code, sandbox, limits) if code else Judgement([], {}, tampered=False)
+        state["tests_passed"], state["tests"] = sum(judged.passed), len(problem.tests)
+        state[ROW_INFO] = {"sandbox": sandbox.facts(), "tests": judged.statuses, "tampered": judged.tampered}
+        return float(sum(judged.passed) == len(problem.tests))
 
     def pass_rate(state: Any) -> float:
         """Share of the tests that passed; tests after a time-out count as failed."""
@@ -80,21 +95,6 @@ def make_rubric(parser: Any, problems: dict[str, Row], sandbox: Sandbox, limits:
     def num_test_cases(state: Any) -> float:
         return float(state["tests"])
 
-    return vf.Rubric(funcs=[passed, pass_rate, num_test_cases], weights=[1.0, 0.0, 0.0], parser=parser)
-
-
-def judge(problem: Problem, code: str, sandbox: Sandbox, limits: Limits) -> list[bool]:
-    """One verdict per test. The expected values never enter the sandbox."""
-    if problem.function is None:
-        stdins = [test.stdin for test in problem.tests]
-        outcomes = sandbox.run_programs(code, stdins, limits, prelude=PRELUDE)
-        return [
-            outcome.status == "ok" and same_output(test.expected_output, outcome.stdout)
-            for test, outcome in zip(problem.tests, outcomes, strict=True)
-        ]
-    arguments = [test.arguments for test in problem.tests]
-    calls = sandbox.call_function(code, problem.function, arguments, limits, prelude=PRELUDE)
-    return [
-        call.status == "ok" and same_value(test.expected_value, call.value)
-        for test, call in zip(problem.tests, calls, strict=True)
-    ]
+    rubric = CodeRubric(funcs=[passed, pass_rate, num_test_cases], weights=[1.0, 0.0, 0.0], parser=parser)
+    rubric.sandbox = sandbox
+    return rubric
