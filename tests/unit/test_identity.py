@@ -52,10 +52,11 @@ def test_how_fast_and_how_much_is_asked_leaves_the_identity_alone(overrides):
     assert identity_of(**overrides) == identity_of()
 
 
-def test_a_data_file_counts_by_its_content_and_not_by_its_name(tmp_path):
+@pytest.mark.parametrize("key", ["data_files", "fewshot_files"])
+def test_a_data_file_counts_by_its_content_and_not_by_its_name(tmp_path, key):
     for name, content in (("a.jsonl", "1"), ("b.jsonl", "1"), ("c.jsonl", "2")):
         (tmp_path / name).write_text(content)
-    a, b, c = (identity_of(env={"data_files": str(tmp_path / f"{name}.jsonl")}) for name in "abc")
+    a, b, c = (identity_of(env={key: str(tmp_path / f"{name}.jsonl")}) for name in "abc")
     assert a == b
     assert a != c
 

@@ -29,12 +29,15 @@ SERVER_SETTINGS = (
     "extra_args",
 )
 
+FILES = ("data_files", "fewshot_files")
+"""Keys of `env_args` that name files: what they hold is the identity, not where they stand."""
+
 Identity = dict[str, Any]
 
 
 def config_identity(config: RunConfig) -> Identity:
     """The part of the identity that is known before anything starts."""
-    left_out = {"data_files", *config.scoring_args}
+    left_out = {*FILES, *config.scoring_args}
     env_args = {key: value for key, value in config.env_args.items() if key not in left_out}
     return {
         "version": VERSION,
@@ -47,7 +50,8 @@ def config_identity(config: RunConfig) -> Identity:
         "harness": {"name": config.eval.harness, "api": config.eval.harness_api, "packages": config.eval.packages},
         "environment": {"env_id": config.env_id, "args": env_args},
         "chat_template_fallback": config.chat_template,
-        "data_files": [file_sha256(Path(name)) for name in data_files(config)] or None,
+        "data_files": digests_of(config, "data_files") or None,
+        **({"fewshot_files": shown} if (shown := digests_of(config, "fewshot_files")) else {}),
     }
 
 
@@ -67,9 +71,10 @@ def full_identity(config: RunConfig, model: PreparedModel, environment: dict[str
     }
 
 
-def data_files(config: RunConfig) -> list[str]:
-    value = config.env_args.get("data_files")
-    return [] if not value else [str(name) for name in (value if isinstance(value, list) else [value])]
+def digests_of(config: RunConfig, key: str) -> list[str]:
+    value = config.env_args.get(key)
+    names = [] if not value else value if isinstance(value, list) else [value]
+    return [file_sha256(Path(str(name))) for name in names]
 
 
 def file_sha256(path: Path) -> str:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from modal_eval.config.identity import FILES
 from modal_eval.config.models import BenchmarkConfig, Overrides, RunConfig
 from modal_eval.errors import ConfigError
 from modal_eval.paths import project_root
@@ -69,8 +70,9 @@ def resolve(model: str, benchmark: BenchmarkConfig, overrides: Overrides | None 
             )
         data["vllm"]["revision"] = revision
     data["eval"]["module_paths"] = [str(Path(one).expanduser().resolve()) for one in data["eval"]["module_paths"]]
-    if data_files := data["env_args"].get("data_files"):
-        data["env_args"]["data_files"] = absolute_data_files(data_files)
+    for key in FILES:
+        if names := data["env_args"].get(key):
+            data["env_args"][key] = absolute_files(key, names)
     return checked(RunConfig, {**data, "model": model}, where=f"{benchmark.name} with these settings")
 
 
@@ -82,13 +84,13 @@ def split_revision(model: str) -> tuple[str, str | None]:
     return name, revision
 
 
-def absolute_data_files(data_files: Any) -> str | list[str]:
-    names = data_files if isinstance(data_files, list) else [data_files]
+def absolute_files(key: str, given_files: Any) -> str | list[str]:
+    names = given_files if isinstance(given_files, list) else [given_files]
     resolved = [Path(str(name)).expanduser().resolve() for name in names]
     for given, path in zip(names, resolved, strict=True):
         if not path.is_file():
-            raise ConfigError(f"env.data_files={given}: no such file; give the path of a data file that exists")
-    return [str(path) for path in resolved] if isinstance(data_files, list) else str(resolved[0])
+            raise ConfigError(f"env.{key}={given}: no such file; give the path of a data file that exists")
+    return [str(path) for path in resolved] if isinstance(given_files, list) else str(resolved[0])
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
