@@ -29,6 +29,8 @@ Benchmark = Annotated[
     ),
 ]
 Settings = Annotated[Overrides | None, Parameter(name="*", help="Settings that differ from the benchmark's.")]
+HiddenSettings = Annotated[Overrides | None, Parameter(name="*", show=False)]
+"""Settings of which a command takes a few, which its own help names; any other is refused with its reason."""
 Json = Annotated[bool, Parameter(name="--json", help="Data on stdout as JSON, talk on stderr.")]
 RunDir = Annotated[Path | None, Parameter(name="--run-dir", help="Folder of the run; one that holds a run is resumed.")]
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from modal_eval.cli.options import Json, Settings, typed
+from modal_eval.cli.options import HiddenSettings, Json, typed
 from modal_eval.cli.output import complain, data, print_json, shown, talk
 from modal_eval.errors import EXIT_DONE, EXIT_INCOMPLETE
 from modal_eval.reports.tables import footnote, result_table
@@ -20,13 +20,14 @@ def command(
     run: Annotated[Path, Parameter(help="Run folder.")],
     *,
     json: Json = False,
-    overrides: Settings = None,
+    overrides: HiddenSettings = None,
 ) -> int:
     """Score a run again from its journal, without any server.
 
-    Takes what changes scores alone: --eval.k, --eval.scoring_workers, the scorer's version (--eval.packages) and the
-    benchmark's scoring arguments, such as --env.extraction=last_number (docs/benchmarks.md lists them). What would change
-    an answer is refused by name. The earlier results are kept in the run's folder under scores/.
+    Takes what changes scores alone: --eval.k, --eval.scoring_workers, --eval.max_unscored, --eval.rollout_timeout, the
+    scorer's version (--eval.packages, --eval.environment, --eval.module_paths) and the benchmark's scoring arguments,
+    such as --env.extraction=last_number (docs/benchmarks.md lists them). What would change an answer is refused by name.
+    The earlier results are kept in the run's folder under scores/.
     """
     run_dir = Run.load(run).run_dir
     with locked(run_dir):
