@@ -19,8 +19,9 @@ from modal_eval.scoring.sandbox import CallOutcome, Limits, Outcome, Sandbox
 from .problems import PRELUDE, Problem
 
 MIN_TOTAL_WALL_S = 600.0
-SUSPICION = 0.9
-"""A time-out that used less than this share of its CPU limit may be the machine's fault, not the program's."""
+SUSPICION = 0.5
+"""A time-out that used less than this share of its CPU limit may be the machine's fault, not the program's. The kernel
+counts CPU time for the limit in ticks and ends a process up to a tenth early on a busy machine, so the share is not 1."""
 
 AS_PROGRAM = """
 try:
@@ -97,7 +98,8 @@ def first_doubtful(outcomes: Sequence[Outcome | CallOutcome], limits: Limits) ->
     """The first test that the wall clock ended, or that was never begun, although the CPU limit was not reached."""
     for index, outcome in enumerate(outcomes):
         if outcome.status == "timeout":
-            return index if outcome.cpu_s < SUSPICION * limits.cpu_s else None
+            ended_by_clock = outcome.wall_s >= limits.wall_limit_s
+            return index if ended_by_clock or outcome.cpu_s < SUSPICION * limits.cpu_s else None
         if outcome.status == "not_run":
             return index
     return None
