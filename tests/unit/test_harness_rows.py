@@ -11,7 +11,17 @@ from typing import Any
 import pytest
 
 from modal_eval.harnesses.adapters.channel import plain
-from modal_eval.harnesses.adapters.common import CallLog, Example, Job, Outcome, digest_of_examples, fault, row
+from modal_eval.harnesses.adapters.common import (
+    CallLog,
+    Example,
+    Job,
+    Outcome,
+    digest_of_examples,
+    digest_of_prompts,
+    fault,
+    row,
+)
+from modal_eval.harnesses.adapters.lm_eval_harness_votes import extracted
 from modal_eval.harnesses.adapters.stepping import CURRENT, PAGE, StepPage, marking_task_factory
 
 EXAMPLE = Example(3, [{"role": "user", "content": "hi"}], "42", {"kind": "x"})
@@ -125,3 +135,38 @@ async def test_a_marked_task_is_cancelled_and_times_out_like_any_other(page: Ste
     assert await failing == 7
     assert page.read() is None
     CURRENT.set(None)
+
+
+@pytest.mark.parametrize(
+    ("filtered", "metric", "answer"),
+    [
+        ({"strict-match": ["[invalid]"], "flexible-extract": ["18"]}, "exact_match,flexible-extract", "18"),
+        ({"strict-match": ["[invalid]"], "flexible-extract": ["18"]}, "exact_match,strict-match", ""),
+        ({"none": ["the whole text"]}, "exact_match,none", None),
+        ({"none": [[-1.0, False], [-2.0, False]]}, "acc,none", None),
+        ({"custom": [["a", "b"]]}, "pass@1,custom", None),
+        ({}, None, None),
+    ],
+)
+def test_what_lm_evals_filter_found_votes_and_what_it_only_hands_on_does_not(
+    filtered: Any, metric: str | None, answer: str | None
+) -> None:
+    assert extracted(filtered, metric) == answer
+
+
+def test_a_row_says_what_was_extracted_only_where_an_answer_was_looked_for() -> None:
+    example = Example(0, "p", "a", {})
+    assert "extracted" not in row(example, 0, Outcome(reward=1.0))
+    assert row(example, 0, Outcome(reward=0.0, extracted=""))["extracted"] == ""
+
+
+def test_how_examples_are_scored_is_no_part_of_what_they_are() -> None:
+    def digests(prompt: str = "p", answer: str = "a", **info: Any) -> tuple[str, str]:
+        examples = [Example(0, prompt, answer, {"id": 1, **info})]
+        return digest_of_examples(examples, without=["sandbox_backend"]), digest_of_prompts(examples)
+
+    assert digests() == digests(sandbox_backend="modal")
+    assert digests()[0] != digests(level=2)[0]
+    assert digests()[0] != digests(answer="b")[0]
+    assert digests()[1] == digests(answer="b")[1]
+    assert digests()[1] != digests(prompt="q")[1]

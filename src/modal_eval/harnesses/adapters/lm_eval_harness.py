@@ -166,5 +166,6 @@ class Scoring(Generating):
         if (row := scored.rows.get(position)) is not None:
             outcome.reward, outcome.metrics, outcome.scoring_s = row.reward, row.columns, row.seconds
             outcome.error = None if row.error is None else fault("scoring", row.error)
+            outcome.extracted = row.extracted
             example = Example(**{**vars(example), "info": {**example.info, **row.info}})
         driver.write(example, rollout, outcome)

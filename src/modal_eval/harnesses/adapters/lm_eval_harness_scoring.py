@@ -17,6 +17,7 @@ from modal_eval.harnesses.adapters.channel import plain
 from modal_eval.harnesses.adapters.common import SetupError
 from modal_eval.harnesses.adapters.lm_eval_harness_model import Answer, Playback
 from modal_eval.harnesses.adapters.lm_eval_harness_tasks import Loaded, name_of_function, settings_of
+from modal_eval.harnesses.adapters.lm_eval_harness_votes import extracted
 
 logger = logging.getLogger("modal_eval.harness")
 Document = tuple[str, int]
@@ -30,6 +31,7 @@ class ScoredRow:
     reward: float | None = None
     columns: dict[str, float] = field(default_factory=dict)
     """Its metrics under `metric,filter`; a list of verdicts (IFEval's instructions) as their share."""
+    extracted: str | None = None
     info: dict[str, Any] = field(default_factory=dict)
     error: BaseException | str | None = None
     seconds: float = 0.0
@@ -153,6 +155,7 @@ class _Scorer:
                 )
             else:
                 row.reward = row.columns[key]
+                row.extracted = extracted(row.info["filtered"], key)
         return row
 
 
