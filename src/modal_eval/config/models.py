@@ -199,6 +199,8 @@ class BenchmarkConfig(Section):
     """Taken from the file's name."""
     description: str = ""
     """One line for `modal-eval benchmarks`."""
+    warning: str = ""
+    """What has to be known before this benchmark's score is trusted; every report shows it."""
     env_id: str
     """The environment's id, as the harness knows it."""
     chat_template: ChatTemplate | None = None

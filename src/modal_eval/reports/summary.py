@@ -51,7 +51,7 @@ def summarize(config: RunConfig, rows: Iterable[Row], *, total_rollouts: int, fa
         "modal_eval_version": __version__,
         **facts,
     }
-    summary["warnings"] = warnings(summary)
+    summary["warnings"] = [*([config.warning] if config.warning else []), *warnings(summary)]
     return summary
 
 
