@@ -1,28 +1,22 @@
 """Final answers in `\\boxed{}`, compared by math-verify: the scoring of gsm8k, math500 and aime2025.
 
-As in the environments of the same ids on the Prime hub, with two differences. An answer that is literally the reference
-needs no parser. And when the checker's own process dies, the error is raised, so that the rollout is unscored; there it
-counts as a wrong answer.
+As in the environments of the same ids on the Prime hub, with three differences. An answer that is literally the
+reference needs no parser. math-verify's time limits are CPU time. And when the checker's own process dies, the error is
+raised, so that the rollout is unscored; there it counts as a wrong answer.
 """
 
 from __future__ import annotations
 
-import asyncio
-import multiprocessing
 import re
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import verifiers as vf
 from verifiers.utils.data_utils import BOXED_SYSTEM_PROMPT, extract_boxed_answer
 
+from modal_eval.harnesses.envkit.checker import LONGEST_ANSWER, Checker
 from modal_eval.harnesses.envkit.data import Data
-from modal_eval.harnesses.envkit.equivalence import equivalent
 
-LONGEST_ANSWER = 50_000
-"""Characters. A longer "answer" is a model that never closed its brace."""
 SYSTEM_PROMPT: str = BOXED_SYSTEM_PROMPT
 
 
@@ -56,35 +50,6 @@ EXTRACTIONS: dict[str, Callable[[str], str]] = {
 """How the answer is found in the text, by the name that `env_args.extraction` gives."""
 
 
-class Checker:
-    """Compares answers in a process of its own, made when first needed and again when it has died."""
-
-    def __init__(self) -> None:
-        self._pool: ProcessPoolExecutor | None = None
-
-    async def __call__(self, response: str, answer: str) -> bool:
-        response, answer = response.strip(), answer.strip()
-        if not response or len(response) > LONGEST_ANSWER:
-            return False
-        if response == answer:
-            return True
-        try:
-            return await self._ask(response, answer)
-        except BrokenProcessPool:
-            self._pool = None
-            return await self._ask(response, answer)
-
-    async def _ask(self, response: str, answer: str) -> bool:
-        if self._pool is None:
-            # The harness has threads, and a forked child could inherit one of their locks for ever.
-            self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-        return await asyncio.get_running_loop().run_in_executor(self._pool, equivalent, response, answer)
-
-    def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-
-
 class CheckingRubric(vf.Rubric):  # type: ignore[misc] # verifiers is not in the environment that is type-checked
     """Ends the checker's process with the environment."""
 
@@ -92,7 +57,7 @@ class CheckingRubric(vf.Rubric):  # type: ignore[misc] # verifiers is not in the
 
     async def teardown(self) -> None:
         await super().teardown()
-        self.check.close()
+        await self.check.close()
 
 
 def boxed_math_environment(
