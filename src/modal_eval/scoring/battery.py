@@ -18,8 +18,9 @@ from typing import Any, Literal
 from modal_eval.scoring import sandbox_driver
 from modal_eval.scoring.sandbox import Limits, Sandbox, converse
 
-GroupStatus = Literal["ok", "timeout", "stalled", "memory", "output", "forged", "died", "not_run"]
-"""`ok` came to its end · `timeout` CPU limit · `stalled` wall clock, with CPU time left · `memory` of all processes
+GroupStatus = Literal["ok", "timeout", "overtime", "stalled", "memory", "output", "forged", "died", "not_run"]
+"""`ok` came to its end · `timeout` one call used its CPU time, or slept as long · `overtime` CPU
+limit of all calls · `stalled` wall clock, with CPU time left · `memory` of all processes
 together · `output` returned too much · `forged` wrote to the channel itself · `died` exited, crashed or was killed ·
 `not_run` an earlier group took the sandbox with it."""
 DRIVER_MODULES = ("values", "sandbox_driver", "battery_driver")
@@ -37,6 +38,8 @@ class Group:
     """CPU seconds of all calls together."""
     wall_s: float
     """Seconds by the clock behind it all, for code that waits."""
+    whole: bool = False
+    """Large values come out whole, not as digests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +48,21 @@ class GroupOutcome:
 
     status: GroupStatus
     values: tuple[str, ...]
-    """What the calls returned, as `values.encode` writes it, up to the first call that failed."""
+    """What the calls returned, as `values.encode_or_digest` writes it, up to the first call that failed."""
+    loaded: bool
+    """Whether the code itself ran to its end, so that the calls could begin."""
     failed: str | None
     """Name of the exception that ended the group; a call that raises ends it, as with EvalPlus."""
     tampered: tuple[str, ...]
     """What the code did that no solution needs, as far as it was seen."""
     spent: tuple[float, ...]
-    """CPU seconds of each call, as the process itself measured them: for calibration with code that is trusted."""
+    """CPU seconds of each call with the writing out of its value, as the process itself measured them: for calibration
+    with code that is trusted."""
     cpu_s: float
     wall_s: float
 
 
-NOT_RUN = GroupOutcome("not_run", (), None, (), (), 0.0, 0.0)
+NOT_RUN = GroupOutcome("not_run", (), False, None, (), (), 0.0, 0.0)
 
 
 def run_battery(
@@ -112,7 +118,7 @@ def _outcomes(lines: list[bytes], count: int) -> list[GroupOutcome]:
     if not ended:
         first = next((number for number, outcome in enumerate(outcomes) if outcome.status == "not_run"), None)
         if first is not None:
-            outcomes[first] = GroupOutcome("died", (), None, ("ended the sandbox",), (), 0.0, 0.0)
+            outcomes[first] = GroupOutcome("died", (), False, None, ("ended the sandbox",), (), 0.0, 0.0)
     return outcomes
 
 
@@ -123,6 +129,7 @@ def _outcome(rows: list[dict[str, Any]]) -> GroupOutcome:
     return GroupOutcome(
         status=closing["status"],
         values=tuple(row["value"] for row in rows if "value" in row),
+        loaded=any("loaded" in row for row in rows),
         failed=next((str(row["failed"]) for row in rows if "failed" in row), None),
         tampered=tuple(dict.fromkeys(str(row["tampered"]) for row in rows if "tampered" in row)),
         spent=tuple(float(each) for row in rows for each in row.get("spent", ())),

@@ -73,7 +73,7 @@ class Group:
         os.close(read)
         code = None if reason else os.waitstatus_to_exitcode(status)
         if reason is None and code == -signal.SIGXCPU:
-            reason = "timeout"
+            reason = "overtime"
         if reason is None and code == 0 and not self.ended:
             self.say(tampered="left the process before its tests had ended")
         self.say(
@@ -119,7 +119,9 @@ class Group:
     def over_limit(self, usage: Usage, clock: CallClock, deadline: float) -> str | None:
         allowed = self.group["call_cpu_s"]
         limit = allowed[min(self.calls, len(allowed) - 1)]
-        if clock.cpu > limit or clock.asleep > limit or usage.cpu > self.group["cpu_s"]:
+        if usage.cpu > self.group["cpu_s"]:
+            return "overtime"
+        if clock.cpu > limit or clock.asleep > limit:
             return "timeout"
         if time.monotonic() > deadline:
             return "stalled"
@@ -248,14 +250,15 @@ class Child:
             self.send(failed=type(error).__name__)
             self.end()
             return
-        clock, encode = time.process_time, values.encode
+        self.send(loaded=True)
+        clock, encode = time.process_time, values.encode if self.group["whole"] else values.encode_or_digest
         spent = []
         for number, arguments in enumerate(inputs):
             began = clock()
             try:
                 result = function(*arguments)
-                spent.append(clock() - began)
                 text = encode(result)
+                spent.append(clock() - began)
             except BaseException as error:  # noqa: BLE001
                 self.exited(error, exit_type)
                 self.send(failed=type(error).__name__, call=number)

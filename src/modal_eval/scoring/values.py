@@ -9,7 +9,9 @@ have been written to lie.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import marshal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ from typing import Any
 
 MAX_ITEMS = 1_000_000
 """Elements taken from an iterator; one without end must not fill the memory."""
+LARGE_BYTES = 1 << 18
+"""What `marshal` makes of a large value is longer than this."""
 LARGE = 1 << 62
 """Integers beyond this go as hexadecimal text, for which Python has no limit on digits."""
 
@@ -42,6 +46,24 @@ class Foreign:
 def encode(value: Any) -> str:
     """`value` as one line of text. Raises `RecursionError` for a value that contains itself."""
     return json.dumps(_pack(value), separators=(",", ":"))
+
+
+def encode_or_digest(value: Any) -> str:
+    """`encode`, but only a digest of a large value: enough to tell it from another, in a tenth of time and memory.
+
+    A large value that `marshal` does not take (a set, a subclass, a cycle) is written out whole.
+    """
+    try:
+        data = marshal.dumps(value, 2)
+    except ValueError:
+        return encode(value)
+    if len(data) <= LARGE_BYTES:
+        return encode(value)
+    return f'{{"h":["{hashlib.sha256(data).hexdigest()}","{type(value).__name__}"]}}'
+
+
+def is_digest(text: str) -> bool:
+    return text.startswith('{"h"')
 
 
 def decode(text: str) -> Any:
@@ -152,7 +174,7 @@ def _unpack(packed: Any) -> Any:
 
 
 def _numpy(body: Any) -> Any:
-    import numpy  # type: ignore[import-not-found, unused-ignore]
+    import numpy
 
     dtype, shape, value = body
     array = numpy.array(_unpack(value), dtype=dtype)
@@ -181,6 +203,7 @@ UNPACKERS: dict[str, Callable[[Any], Any]] = {
     "b": bytes.fromhex,
     "ba": bytearray.fromhex,
     "u": lambda body: _unpack(body[1]),
+    "h": lambda body: Foreign(f"a large {body[1]}"),
     "np": _numpy,
     "fr": _fraction,
     "de": _decimal,

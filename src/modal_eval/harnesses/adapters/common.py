@@ -162,6 +162,8 @@ class Outcome:
     benchmark does not look for one."""
     info: Mapping[str, Any] = field(default_factory=dict)
     """What scoring adds to the example's own."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """What the row shows besides, and what is no number: verdicts, the code that was run."""
     pending: bool = False
     """Generated and not scored yet: the score phase makes the row whole."""
 
@@ -255,6 +257,7 @@ def row(example: Example, rollout: int, outcome: Outcome) -> dict[str, Any]:
     }
     if outcome.pending and error is None:
         line["pending"] = True
+    line |= plain(outcome.columns)
     if outcome.extracted is not None:
         line["extracted"] = outcome.extracted
     for name, value in outcome.metrics.items():

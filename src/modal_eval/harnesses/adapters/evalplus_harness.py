@@ -1,0 +1,271 @@
+"""EvalPlus's benchmarks: HumanEval, HumanEval+, MBPP and MBPP+, asked many at a time and scored in our sandbox.
+
+Prompts, `sanitize`, data and verdict are EvalPlus's own. What is ours: every prompt is in flight at once, the sandbox, and a
+second verdict that neither the sample nor a busy machine can move.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import functools
+import multiprocessing
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+
+from modal_eval.harnesses.adapters.common import (
+    OVERLONG_PHRASES,
+    ROLLOUT_HEADER,
+    CallLog,
+    Example,
+    Job,
+    Outcome,
+    SetupError,
+    digest_of_file,
+    fault,
+)
+from modal_eval.harnesses.adapters.evalplus_oracle import (
+    Dataset,
+    Oracle,
+    Task,
+    evalplus_sandbox,
+    evalplus_version,
+    load_tasks,
+    read_oracle,
+    without_datasets,
+)
+from modal_eval.harnesses.adapters.evalplus_prompts import FORMATS, PromptFormat, read_completion, request_for
+from modal_eval.harnesses.adapters.evalplus_scoring import Scored, Scorer
+from modal_eval.scoring.sandbox import BACKENDS
+
+BENCHMARKS: dict[str, tuple[Dataset, bool]] = {
+    "humaneval": ("humaneval", False),
+    "humaneval_plus": ("humaneval", True),
+    "mbpp": ("mbpp", False),
+    "mbpp_plus": ("mbpp", True),
+}
+"""The data, and whether the score counts the plus tests: a sample then has to pass base and plus tests both."""
+SANITIZE_S = 120.0
+"""EvalPlus tries every pair of lines of an answer; past this many seconds a very long answer is scored as it stands."""
+
+
+def load(job: Job) -> EvalPlusBackend:
+    return EvalPlusBackend(job)
+
+
+class EvalPlusBackend:
+    """One of EvalPlus's benchmarks."""
+
+    harness = "evalplus"
+    api = "openai"
+    grouped = False
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        if job.env_id not in BENCHMARKS:
+            raise SetupError(f"EvalPlus has no benchmark {job.env_id!r}; env_id is one of {', '.join(BENCHMARKS)}")
+        self.dataset, self.plus = BENCHMARKS[job.env_id]
+        arguments = dict(job.env_args)
+        tasks, self.data = load_tasks(
+            self.dataset,
+            arguments.pop("data_files", None),
+            arguments.pop("version", None),
+            mini=bool(arguments.pop("mini", False)),
+        )
+        self.format: PromptFormat = arguments.pop("prompt_format", "chat")
+        backend = arguments.pop("sandbox_backend", "local")
+        if self.format not in FORMATS:
+            raise SetupError(f"prompt_format={self.format!r} does not exist; there are {', '.join(FORMATS)}")
+        if backend not in BACKENDS:
+            raise SetupError(
+                f"sandbox_backend={backend!r} cannot score EvalPlus's tests; there are {', '.join(BACKENDS)}"
+            )
+        if arguments:
+            raise SetupError(
+                f"{job.env_id} does not take env_args {sorted(arguments)}; it knows data_files, version, mini, prompt_format, "
+                "sandbox_backend"
+            )
+        self.tasks: list[Task] = tasks
+        self.examples = [self._example(number, task) for number, task in enumerate(tasks)]
+        self.version = evalplus_version()
+        self.environment_version = self.data["version"]
+        self.environment_sha256 = digest_of_file(Path(__file__))
+        self.data = {**self.data, "prompt_format": self.format}
+        self.sandbox = evalplus_sandbox(backend)
+        self._workers = job.scoring_workers or os.cpu_count() or 1
+
+    def _example(self, number: int, task: Task) -> Example:
+        request = request_for(task, self.format)
+        prompt = request.get("messages") or request["prompt"]
+        return Example(
+            number, prompt, task.canonical_solution, {"task_id": task.task_id, "entry_point": task.entry_point}
+        )
+
+    async def open(self) -> None:
+        self._http = httpx.AsyncClient(
+            base_url=self._job.base_url.rstrip("/") + "/",
+            timeout=httpx.Timeout(None, connect=30.0),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+            trust_env=False,
+        )
+        if self._job.phase == "generate":
+            return
+        self._scorer = Scorer(self.sandbox)
+        self._oracles: dict[str, asyncio.Task[Oracle]] = {}
+        self._slots = Slots(self._workers)
+        self._threads = concurrent.futures.ThreadPoolExecutor(self._workers, thread_name_prefix="scoring")
+        # Processes: sanitize is pure Python and would hold up everything else. Spawned: this one has threads by now.
+        self._sanitizers = concurrent.futures.ProcessPoolExecutor(
+            min(self._workers, 4), mp_context=multiprocessing.get_context("spawn"), initializer=without_datasets
+        )
+        await asyncio.to_thread(self.sandbox.check)
+
+    async def close(self) -> None:
+        await self._http.aclose()
+        if self._job.phase != "generate":
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            self._sanitizers.shutdown(wait=False, cancel_futures=True)
+
+    async def run_one(self, position: int, rollout: int, calls: CallLog) -> Outcome:
+        task, example = self.tasks[position], self.examples[position]
+        outcome = Outcome(calls=calls, num_turns=1)
+        started = time.perf_counter()
+        answer = await self._ask(task, f"{example.example_id}/{rollout}", rollout, outcome)
+        outcome.generation_s = time.perf_counter() - started
+        if outcome.error is None and self._job.phase == "generate":
+            outcome.pending = True
+        elif outcome.error is None:
+            await self._score(task, answer, outcome)
+        return outcome
+
+    async def run_group(self, position: int, rollouts: Sequence[int], calls: Sequence[CallLog]) -> list[Outcome]:
+        return [await self.run_one(position, rollout, log) for rollout, log in zip(rollouts, calls, strict=True)]
+
+    async def _ask(self, task: Task, tag: str, rollout: int, outcome: Outcome) -> str:
+        """The model's answer; what went wrong stands in `outcome.error`."""
+        body = {**request_for(task, self.format), "model": self._job.model}
+        sampling = self._job.sampling_for(rollout)
+        extra = sampling.pop("extra_body", {})
+        stop = [*body.pop("stop", []), *(sampling.pop("stop", None) or [])]
+        body |= {**sampling, **extra, **({"stop": stop} if stop else {})}
+        path = "completions" if self.format == "base" else "chat/completions"
+        try:
+            response = await self._http.post(path, json=body, headers={ROLLOUT_HEADER: tag})
+        except httpx.HTTPError as error:
+            outcome.error = fault("server", error)
+            return ""
+        if response.status_code == 400 and any(phrase in response.text.lower() for phrase in OVERLONG_PHRASES):
+            outcome.truncated, outcome.stop_condition = True, "prompt_too_long"
+            return ""
+        if response.status_code != 200:
+            outcome.error = fault("server", f"HTTP {response.status_code}: {response.text[:500]}", "HTTPStatusError")
+            return ""
+        reply = response.json()
+        text, finish_reason = read_completion(reply)
+        usage = reply.get("usage") or {}
+        outcome.calls.calls += 1
+        outcome.calls.finish_reason = finish_reason
+        outcome.calls.prompt_tokens += usage.get("prompt_tokens") or 0
+        outcome.calls.completion_tokens += usage.get("completion_tokens") or 0
+        outcome.completion = text if self.format == "base" else [{"role": "assistant", "content": text}]
+        return text
+
+    async def _score(self, task: Task, answer: str, outcome: Outcome) -> None:
+        started = time.perf_counter()
+        loop = asyncio.get_running_loop()
+        solution, how = await self._sanitize(task, answer)
+        async with self._slots.one():
+            oracle = await self._oracle(task)
+        async with self._slots.one():
+            score = functools.partial(self._scorer.score, task, oracle, solution)
+            scored, again = await loop.run_in_executor(self._threads, score)
+        if again:
+            async with self._slots.all():
+                scored, _ = await loop.run_in_executor(self._threads, score)
+        outcome.scoring_s = time.perf_counter() - started
+        self._take(task, scored, solution, how, outcome)
+
+    async def _sanitize(self, task: Task, answer: str) -> tuple[str, str]:
+        text = task.prompt.strip() + "\n" + answer if self.format == "base" else answer
+        if self.format != "chat":
+            text = text.replace("\t", "    ")
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(self._sanitizers, sanitized, text, task.entry_point)
+        try:
+            return await asyncio.wait_for(work, SANITIZE_S), "sanitize"
+        except TimeoutError:
+            return text, f"not sanitized: EvalPlus's sanitize took more than {SANITIZE_S:g} s"
+
+    async def _oracle(self, task: Task) -> Oracle:
+        """Each task's reference is run once, however many samples wait for it."""
+        if task.task_id not in self._oracles:
+            self._oracles[task.task_id] = asyncio.create_task(asyncio.to_thread(read_oracle, task, self.sandbox))
+        return await asyncio.shield(self._oracles[task.task_id])
+
+    def _take(self, task: Task, scored: Scored, solution: str, how: str, outcome: Outcome) -> None:
+        ours = {name: status == "pass" for name, status in scored.status.items()}
+        both = ours["base"] and ours["plus"]
+        outcome.reward = float(both if self.plus else ours["base"])
+        outcome.metrics = {"base_pass": float(ours["base"]), "plus_pass": float(both)}
+        outcome.columns = {
+            "status": scored.status,
+            "evalplus_status": scored.evalplus_status,
+            "tampered": list(scored.tampered),
+            "verdict_differs": scored.explained if scored.status != scored.evalplus_status else [],
+            "solution": solution,
+            "extraction": how,
+            "sandbox": self.sandbox.backend,
+        }
+
+
+def sanitized(text: str, entry_point: str) -> str:
+    """EvalPlus's `sanitize`; runs in a process of its own."""
+    without_datasets()
+    from evalplus.sanitize import sanitize
+
+    result: str = sanitize(text, entry_point)
+    return result
+
+
+class Slots:
+    """So many sandboxes at a time; `all` waits until the machine is given over to one."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._slots = asyncio.Semaphore(count)
+        self._alone = asyncio.Lock()
+
+    def one(self) -> asyncio.Semaphore:
+        return self._slots
+
+    def all(self) -> _AllSlots:
+        return _AllSlots(self._slots, self._count, self._alone)
+
+
+class _AllSlots:
+    def __init__(self, slots: asyncio.Semaphore, count: int, alone: asyncio.Lock) -> None:
+        self._slots, self._count, self._alone = slots, count, alone
+        self._held = 0
+
+    async def __aenter__(self) -> None:
+        await self._alone.acquire()
+        try:
+            for _ in range(self._count):
+                await self._slots.acquire()
+                self._held += 1
+        except BaseException:
+            self._give_back()
+            raise
+
+    async def __aexit__(self, *error: object) -> None:
+        self._give_back()
+
+    def _give_back(self) -> None:
+        while self._held:
+            self._held -= 1
+            self._slots.release()
+        self._alone.release()

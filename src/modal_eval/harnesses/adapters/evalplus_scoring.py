@@ -1,0 +1,122 @@
+"""One sample of EvalPlus scored: its verdict here, EvalPlus's own, and what it tampered with."""
+
+from __future__ import annotations
+
+import base64
+import pickle
+from dataclasses import dataclass, replace
+from typing import Any
+
+from modal_eval.harnesses.adapters.evalplus_oracle import (
+    GROUPS,
+    LIMITS,
+    Oracle,
+    Task,
+    groups_of,
+    is_suspicious,
+)
+from modal_eval.harnesses.adapters.evalplus_verdict import Status, Tests, first_wrong, judge
+from modal_eval.scoring import values
+from modal_eval.scoring.battery import Group, GroupOutcome, run_battery
+from modal_eval.scoring.sandbox import Limits, Sandbox
+
+EVALPLUS_ITSELF = """
+import base64, json, pickle, sys, types
+sys.modules["datasets"] = types.ModuleType("datasets")
+sys.modules["datasets"].load_dataset = None
+from evalplus.eval import untrusted_check
+groups = pickle.loads(base64.b64decode(sys.stdin.read()))
+print(json.dumps([untrusted_check(*arguments, fast_check=True)[0] for arguments in groups]))
+"""
+EVALPLUS_LIMITS = Limits(cpu_s=150, wall_s=300, total_wall_s=300, memory_bytes=6 << 30, max_processes=32)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Verdicts by group."""
+
+    status: dict[str, Status]
+    evalplus_status: dict[str, Status | None]
+    """`None` where EvalPlus itself came to no verdict in time."""
+    tampered: tuple[str, ...]
+
+    @property
+    def explained(self) -> list[str]:
+        """Why the two verdicts differ, where they do."""
+        differing = [name for name in GROUPS if self.status[name] != self.evalplus_status[name]]
+        return list(self.tampered) or [f"EvalPlus's {name} verdict is at fault" for name in differing]
+
+
+class Scorer:
+    """Scores samples of one run; safe to use from several threads."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self.sandbox = sandbox
+
+    def score(self, task: Task, oracle: Oracle, solution: str) -> tuple[Scored, bool]:
+        """The verdicts, and whether a time-out is to be tried again with the machine to itself."""
+        outcomes = run_battery(self.sandbox, solution, task.entry_point, groups_of(task, oracle), LIMITS)
+        return self.verdicts(task, oracle, solution, outcomes), any(map(is_suspicious, outcomes))
+
+    def verdicts(self, task: Task, oracle: Oracle, solution: str, outcomes: list[GroupOutcome]) -> Scored:
+        tampered = tuple(dict.fromkeys(reason for outcome in outcomes for reason in outcome.tampered))
+        status: dict[str, Status] = {}
+        theirs: dict[str, Status | None] = {}
+        for name, outcome in zip(GROUPS, outcomes, strict=True):
+            outcome = self.with_large_values(task, oracle, solution, name, outcome)
+            tests = Tests(task.dataset, task.entry_point, task.atol, task.inputs[name], oracle.expected[name])
+            verdict = judge(tests, outcome)
+            status[name] = "fail" if tampered and verdict.ours == "pass" else verdict.ours
+            theirs[name] = verdict.evalplus
+        if tampered or None in theirs.values():
+            theirs = self.ask_evalplus(task, oracle, solution)
+        return Scored(status, theirs, tampered)
+
+    def with_large_values(
+        self, task: Task, oracle: Oracle, solution: str, name: str, outcome: GroupOutcome
+    ) -> GroupOutcome:
+        """The outcome, with the expected text where a large value has another digest and is equal all the same.
+
+        2 and 2.0 are equal and written differently, so are two dicts of another order, and floats need only be close.
+        """
+        expected = oracle.expected[name]
+        unlike = [
+            at
+            for at, (text, wanted) in enumerate(zip(outcome.values, expected, strict=False))
+            if text != wanted and values.is_digest(wanted) and not wanted.endswith('"str"]}')
+        ]
+        if not unlike:
+            return outcome
+        group = groups_of(task, oracle)[GROUPS.index(name)]
+        seconds = [max(10 * group.call_cpu_s[at], 10.0) for at in unlike]
+        groups = [
+            Group([group.inputs[at]], [limit], limit, limit * 6, whole=True)
+            for at, limit in zip(unlike, seconds, strict=True)
+        ]
+        texts = list(outcome.values)
+        theirs, right = (
+            run_battery(self.sandbox, code, task.entry_point, groups, LIMITS) for code in (solution, task.reference)
+        )
+        for at, got, wanted in zip(unlike, theirs, right, strict=True):
+            tests = Tests(task.dataset, task.entry_point, task.atol, [task.inputs[name][at]], wanted.values)
+            if got.values and wanted.values and first_wrong(tests, got.values) == (None, None):
+                texts[at] = expected[at]
+        return replace(outcome, values=tuple(texts))
+
+    def ask_evalplus(self, task: Task, oracle: Oracle, solution: str) -> dict[str, Status | None]:
+        """EvalPlus's own check, run in the sandbox: only that can say whether a trick takes it in.
+
+        The expected values are in there with the sample, as EvalPlus has it; our verdict has been made before.
+        """
+        call: list[Any] = [
+            (task.dataset, solution, task.inputs[name], task.entry_point, list(map(values.decode, oracle.expected[name])),
+             task.atol, oracle.spent[name])
+            for name in GROUPS
+        ]  # fmt: skip
+        stdin = base64.b64encode(pickle.dumps(call)).decode()
+        paths = f"import sys\nsys.path.extend({list(self.sandbox.site)!r})\n"
+        (outcome,) = self.sandbox.run_programs(paths + EVALPLUS_ITSELF, [stdin], EVALPLUS_LIMITS)
+        said = outcome.stdout.strip().splitlines()[-1:] or ["[]"]
+        found = [each.strip(' "') for each in said[0].strip("[]").split(",")]
+        known: dict[str, Status] = {"pass": "pass", "fail": "fail", "timeout": "timeout"}
+        return {name: known.get(found[at]) if at < len(found) else None for at, name in enumerate(GROUPS)}
