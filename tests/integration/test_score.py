@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from modal_eval.metrics import maj_at_k, mean, pass_at_k
-from tests.support.cli import Cli, finished, kill
+from tests.support.cli import Cli, kill
 from tests.support.upstream import upstream
 
 QUESTIONS = {f"{n} apples and {n * 3} pears are how many?": str(n * 4) for n in range(1, 9)}
@@ -37,6 +37,10 @@ def data_file(folder: Path) -> Path:
     return path
 
 
+ANSWERED = 6
+"""Of the questions, in the first run."""
+
+
 def finished_gsm8k(cli: Cli, *more: str) -> None:
     """A run whose answers end in `#### NUMBER`, about half of them right, and none in a box. The server is gone after."""
     with upstream(answer="gsm8k", known=QUESTIONS) as server:
@@ -60,8 +64,8 @@ def said(row: dict) -> str:
     return re.findall(r"#### (\d+)", row["completion"][-1]["content"])[-1]
 
 
-def test_another_extraction_and_other_ks_come_from_the_journal_and_the_earlier_results_are_kept(cli):
-    finished_gsm8k(cli)
+def test_another_extraction_and_other_ks_come_from_the_journal_and_a_resume_goes_on_with_them(cli):
+    finished_gsm8k(cli, f"--eval.num_examples={ANSWERED}")
     before, first = contents(cli.run_dir), cli.metadata()
     assert (first["avg_reward"], first["scorer"]["args"]) == (0.0, {"extraction": None})
     assert all(row["extracted"] == "" for row in cli.rows())
@@ -80,7 +84,7 @@ def test_another_extraction_and_other_ks_come_from_the_journal_and_the_earlier_r
 
     # The extraction stays until another is asked for; the numbers are those of brute force over the rows.
     shown = cli("score", str(cli.run_dir), "--eval.k=1,3", "--eval.scoring_workers=1")
-    by_example = [[row for row in rows if row["example_id"] == example] for example in range(len(QUESTIONS))]
+    by_example = [[row for row in rows if row["example_id"] == example] for example in range(ANSWERED)]
     third = cli.metadata()
     assert third["scorer"]["k"] == [1, 3]
     assert third["pass_at_k"] == {
@@ -97,6 +101,14 @@ def test_another_extraction_and_other_ks_come_from_the_journal_and_the_earlier_r
     timed = [json.loads(line) for line in (cli.run_dir / "results.jsonl").read_text().splitlines()]
     generated = [json.loads(line)["generation_ms"] for line in before["results.jsonl"].splitlines()]
     assert [row["generation_ms"] for row in timed] == generated
+
+    with upstream(answer="gsm8k", known=QUESTIONS) as server:
+        cli("resume", str(cli.run_dir), "--eval.num_examples=null", f"--infra.base_url={server.base_url}")
+        assert server.stats()["posts"] == 4 * (len(QUESTIONS) - ANSWERED)
+    rows = cli.rows()
+    assert len(rows) == 4 * len(QUESTIONS)
+    assert [row["reward"] for row in rows] == [float(said(row) == row["answer"]) for row in rows]
+    assert cli.metadata()["scorer"]["args"] == {"extraction": "last_number"}
 
 
 def test_what_would_change_an_answer_is_refused_by_name_and_nothing_is_touched(cli):
@@ -137,10 +149,15 @@ def finished_versioned(cli: Cli) -> dict[str, bytes]:
     return contents(cli.run_dir)
 
 
-def test_a_new_version_of_the_scorer_is_named_with_its_numbers_and_one_that_asks_differently_is_refused(cli):
+def test_a_new_version_of_the_scorer_is_named_with_its_numbers_even_after_a_kill_and_other_prompts_are_refused(cli):
     before = finished_versioned(cli)
     first = cli.metadata()
     write_version(cli, score="0.0")
+    process = cli.start("score", str(cli.run_dir), "--env.delay=60")
+    cli.wait_for(lambda: any("adapters/run.py" in line for line in cli.mark.processes().values()), process)
+    kill(process)
+    assert cli.mark.wait_until_gone() == {}
+    assert contents(cli.run_dir) == before
     cli("score", str(cli.run_dir))
     second = cli.metadata()
     assert (first["avg_reward"], second["avg_reward"]) == (1.0, 0.0)
@@ -171,27 +188,18 @@ def test_a_turn_that_the_journal_does_not_have_is_refused_and_the_scores_stand(c
     assert contents(cli.run_dir) == before
 
 
-def test_scoring_that_is_killed_leaves_the_earlier_numbers_and_can_be_done_again(cli):
-    before = finished_versioned(cli)
-    write_version(cli, score="0.5")
-    process = cli.start("score", str(cli.run_dir), "--env.delay=60")
-    cli.wait_for(lambda: any("adapters/run.py" in line for line in cli.mark.processes().values()), process)
-    kill(process)
-    assert cli.mark.wait_until_gone() == {}
-    assert contents(cli.run_dir) == before
-    assert json.loads(cli("score", str(cli.run_dir), "--json").stdout)["avg_reward"] == 0.5
-
-
-def test_a_run_that_was_scored_again_is_finished_with_the_same_scorer(cli):
-    data = data_file(cli.folder)
+def test_lm_evals_metric_is_chosen_again_from_the_journal_and_its_extracted_answers_vote(cli):
+    files = [f"--env.data_files={data_file(cli.folder)}", f"--env.fewshot_files={data_file(cli.folder)}"]
     with upstream(answer="gsm8k", known=QUESTIONS) as server:
-        arguments = [f"--env.data_files={data}", "--eval.num_examples=5"]
-        cli("run", *cli.arguments(server.base_url, *arguments, benchmark="gsm8k"))
-        cli("score", str(cli.run_dir), "--env.extraction=last_number")
-        process = cli.start("resume", str(cli.run_dir), "--eval.num_examples=null")
-        finished(process, 0)
-        assert server.stats()["repeated_after_finish"] == {}
-    rows = cli.rows()
-    assert len(rows) == 4 * len(QUESTIONS)
-    assert [row["reward"] for row in rows] == [float(said(row) == row["answer"]) for row in rows]
-    assert cli.metadata()["scorer"]["args"] == {"extraction": "last_number"}
+        sampled = ["--sampling.temperature=0.7", "--eval.rollouts=3", "--env.num_fewshot=2"]
+        cli("run", *cli.arguments(server.base_url, *files, *sampled, benchmark="gsm8k_4shot"))
+    first, rows = cli.metadata(), cli.rows()
+    assert first["scorer"]["args"] == {"metric": "exact_match,flexible-extract"}
+    assert [row["extracted"] for row in rows] == [row["info"]["filtered"]["flexible-extract"][0] for row in rows]
+    assert set(first["maj_at_k"]) == {"maj@1", "maj@2", "maj@3"}
+    cli("score", str(cli.run_dir), "--env.metric=exact_match,strict-match", "--eval.k=3")
+    again = cli.metadata()
+    assert again["scorer"]["args"] == {"metric": "exact_match,strict-match"}
+    assert [row["extracted"] for row in cli.rows()] == [row["info"]["filtered"]["strict-match"][0] for row in rows]
+    assert again["avg_reward"] == first["avg_metrics"]["exact_match,strict-match"]
+    assert set(again["pass_hat_k"]) == {"pass^3"}
