@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 import shutil
@@ -258,6 +259,83 @@ def test_a_broken_line_of_a_data_file_is_named(harness_python: Path, tmp_path: P
     path = tmp_path / "mine.jsonl"
     path.write_text('{"question": "1+1?", "answer": "#### 2"}\n{"question": \n')
     assert "mine.jsonl line 2" in score(harness_python, "gsm8k", {"data_files": str(path)}, [])["error"]
+
+
+FILES = {
+    "gsm8k": "gsm8k/test.jsonl",
+    "math500": "math500/test.jsonl",
+    "aime2025": "aime/aime2025.jsonl",
+    "ifeval": "ifeval/input_data.jsonl",
+    "livecodebench-modal": "livecodebench/lcb_v5_mini.jsonl",
+}
+
+
+def load_all(python: Path, loads: list[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    script = ROOT / "tests" / "support" / "score_answers.py"
+    done = subprocess.run(
+        [python, script], input=json.dumps({"loads": loads}), capture_output=True, text=True, timeout=240, check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    replies: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return replies
+
+
+@needs_sandbox
+def test_each_benchmark_reads_a_local_file_plain_or_packed_and_names_its_digest(
+    harness_python: Path, tmp_path: Path
+) -> None:
+    loads = []
+    for env_id, name in FILES.items():
+        plain = data_file(name)
+        packed = tmp_path / f"{env_id}.jsonl.gz"
+        packed.write_bytes(gzip.compress(plain.read_bytes()))
+        loads += [(env_id, {"data_files": str(plain)}), (env_id, {"data_files": str(packed)})]
+    replies = load_all(harness_python, loads)
+    for (env_id, arguments), plain, packed in zip(loads[::2], replies[::2], replies[1::2], strict=True):
+        assert len(plain["rows"]) == len(jsonl(Path(arguments["data_files"]))), env_id
+        assert plain["rows"] == packed["rows"]
+        assert plain["data_source"]["sha256"] == hashlib.sha256(Path(arguments["data_files"]).read_bytes()).hexdigest()
+        assert plain["data_source"]["source"] == "file"
+        assert plain["data_source"]["sha256"] != packed["data_source"]["sha256"]
+
+
+def test_a_file_of_another_benchmark_is_refused_in_one_line_that_names_what_is_missing(
+    harness_python: Path, tmp_path: Path
+) -> None:
+    torn = tmp_path / "torn.jsonl.gz"
+    torn.write_bytes(gzip.compress(b'{"question": "1+1?", "answer": "2"}\n' * 1000)[:-20])
+    odd = {
+        "aime.jsonl": {"problem": "?", "answer": "many"},
+        "ifeval.jsonl": {"key": 1, "prompt": "?", "instruction_id_list": ["a:b"], "kwargs": [{}]},
+    }
+    for name, row in odd.items():
+        (tmp_path / name).write_text(json.dumps(row) + "\n")
+    listed = tmp_path / "list.json"
+    listed.write_text("[1, 2]")
+    cases = [
+        ("gsm8k", data_file(FILES["math500"]), "row 1 has no question, only answer, level"),
+        (
+            "math500",
+            data_file(FILES["gsm8k"]),
+            "row 1 has no problem, only answer, question; give a file whose rows have",
+        ),
+        ("aime2025", data_file(FILES["ifeval"]), "has no question|problem, answer"),
+        ("ifeval", data_file(FILES["aime2025"]), "has no key, prompt"),
+        ("livecodebench-modal", data_file(FILES["gsm8k"]), "has no question_id"),
+        ("gsm8k", torn, "torn.jsonl.gz ends or breaks after row"),
+        (
+            "aime2025",
+            tmp_path / "aime.jsonl",
+            "row 1 does not fit this benchmark: ValueError: answer 'many' is no integer",
+        ),
+        ("ifeval", tmp_path / "ifeval.jsonl", "instructions ['a:b'] are none of IFEval's 25"),
+        ("gsm8k", listed, "row 1 is 1, not an object"),
+    ]
+    replies = load_all(harness_python, [(env_id, {"data_files": str(path)}) for env_id, path, _ in cases])
+    for (_, path, words), reply in zip(cases, replies, strict=True):
+        assert words in reply["error"], (path, reply)
+        assert "\n" not in reply["error"]
 
 
 COMMIT = "1" * 40

@@ -1,6 +1,7 @@
 """Runs in a harness's environment: scores given answers with a shipped environment, as the adapter would.
 
-One JSON request on standard input, one JSON reply as the last line of standard output.
+One JSON request on standard input, one JSON reply as the last line of standard output. A request with `loads`, a list of
+`[env_id, env_args]`, only loads each of them.
 """
 
 import asyncio
@@ -39,10 +40,24 @@ async def score(environment, row, text):
     return {"reward": state["reward"], "metrics": state["metrics"], "info": state.get("modal_eval_info") or {}}
 
 
+def describe(env_id, env_args):
+    """Rows and their source, or why there are none."""
+    import verifiers as vf
+
+    try:
+        environment = vf.load_environment(env_id, **env_args)
+    except Exception as error:  # noqa: BLE001 - the test asserts on the words
+        return {"error": str(error.__cause__ or error)}
+    return {"rows": environment.get_eval_dataset().to_list(), "data_source": environment.data_source}
+
+
 async def main():
     import verifiers as vf
 
     request = json.loads(sys.stdin.read())
+    if "loads" in request:
+        print(json.dumps([describe(env_id, env_args) for env_id, env_args in request["loads"]]))
+        return
     try:
         environment = vf.load_environment(request["env_id"], **request["env_args"])
     except Exception as error:  # noqa: BLE001 - the test asserts on the words

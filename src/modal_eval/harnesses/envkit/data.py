@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ class HubData:
     """Configurations of the data set, read one after the other."""
     files: tuple[str, ...] = ()
     """JSON-lines files of the repository, for a data set that comes with a loading script."""
+    columns: tuple[str, ...] = ()
+    """What every row has to have, `a|b` for a column with two names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ def load_data(hub: HubData, revision: str | None, data_files: DataFiles, keep: K
     Rows that `keep` refuses are dropped while reading: LiveCodeBench's files are gigabytes, its window a part of them.
     """
     if data_files:
-        return read_files(data_files, keep)
+        return read_files(data_files, keep, hub.columns)
     try:
         return read_hub(hub, revision or hub.revision, keep)
     except Exception as error:
@@ -84,8 +87,8 @@ def resolve_revision(repository: str, revision: str) -> str:
     return commit
 
 
-def read_files(data_files: DataFiles, keep: Keep | None = None) -> Data:
-    """Rows of one or more `.jsonl`, `.jsonl.gz` or `.json` files, in the order given."""
+def read_files(data_files: DataFiles, keep: Keep | None = None, columns: Sequence[str] = ()) -> Data:
+    """Rows of one or more `.jsonl`, `.jsonl.gz` or `.json` files, in the order given; each has to have `columns`."""
     paths = [Path(each).expanduser() for each in ([data_files] if isinstance(data_files, str) else data_files or [])]
     digest = hashlib.sha256()
     rows: list[Row] = []
@@ -95,7 +98,7 @@ def read_files(data_files: DataFiles, keep: Keep | None = None) -> Data:
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
-        rows += filter(keep, read_rows(path))
+        rows += filter(keep, checked_rows(path, columns))
     if not rows:
         raise ValueError(
             f"data_files={data_files} holds no rows that are wanted; check the file and the environment's filters"
@@ -104,11 +107,37 @@ def read_files(data_files: DataFiles, keep: Keep | None = None) -> Data:
     return Data(rows, {"source": "file", "path": names, "sha256": digest.hexdigest(), "rows": len(rows)})
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def checked_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+    """The rows of one file; the first that is no row of this benchmark is named with what it lacks."""
+    number = 0
+    try:
+        for number, row in enumerate(read_rows(path), start=1):
+            if not isinstance(row, dict):
+                raise ValueError(f"{path.name} row {number} is {json.dumps(row)[:60]}, not an object with columns")  # noqa: TRY004
+            missing = [column for column in columns if not any(name in row for name in column.split("|"))]
+            if missing:
+                raise ValueError(
+                    f"{path.name} row {number} has no {', '.join(missing)}, only {', '.join(sorted(row))[:200]}; give a "
+                    f"file whose rows have {', '.join(columns)}"
+                )
+            yield row
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(
+            f"{path.name} ends or breaks after row {number}: {error}; a .gz file has to be complete, fetch it again"
+        ) from error
+
+
+def read_rows(path: Path) -> Iterator[Any]:
     """The rows of one file, a line at a time where it has lines; a broken line is named."""
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         if path.name.removesuffix(".gz").endswith(".json"):
-            yield from json.load(file)
+            try:
+                rows = json.load(file)
+            except ValueError as error:
+                raise ValueError(f"{path.name} is no JSON: {error}; a file of JSON lines is called .jsonl") from error
+            if not isinstance(rows, list):
+                raise ValueError(f"{path.name} holds a {type(rows).__name__}, not a list of rows")
+            yield from rows
             return
         for number, line in enumerate(file, start=1):
             if line.strip():
@@ -128,7 +157,15 @@ def first_key(row: Row, *names: str) -> Any:
 
 
 def make_dataset(data: Data, convert: Callable[[Row], Row]) -> Any:
-    """The `datasets.Dataset` that verifiers wants: one converted row each."""
+    """The `datasets.Dataset` that verifiers wants: one converted row each. Raises `ValueError` for one that does not fit."""
     import datasets
 
-    return datasets.Dataset.from_list([convert(row) for row in data.rows])
+    converted = []
+    for number, row in enumerate(data.rows, start=1):
+        try:
+            converted.append(convert(row))
+        except Exception as error:  # noqa: BLE001 - whatever a strange row makes of it is told
+            raise ValueError(
+                f"{data.source.get('path')} row {number} does not fit this benchmark: {type(error).__name__}: {error}"
+            ) from None
+    return datasets.Dataset.from_list(converted)

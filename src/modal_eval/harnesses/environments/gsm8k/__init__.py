@@ -7,11 +7,13 @@ import verifiers as vf
 from modal_eval.harnesses.envkit.boxed_math import SYSTEM_PROMPT, boxed_math_environment
 from modal_eval.harnesses.envkit.data import DataFiles, HubData, Row, load_data, make_dataset
 
-HUB = HubData("openai/gsm8k", "740312add88f781978c0658806c59bc2815b9866", subsets=("main",))
+HUB = HubData(
+    "openai/gsm8k", "740312add88f781978c0658806c59bc2815b9866", subsets=("main",), columns=("question", "answer")
+)
 
 
 def convert(row: Row) -> Row:
-    return {"question": row["question"], "answer": row["answer"].rpartition("####")[2].strip().replace(",", "")}
+    return {"question": row["question"], "answer": str(row["answer"]).rpartition("####")[2].strip().replace(",", "")}
 
 
 def load_environment(

@@ -14,15 +14,25 @@ import verifiers as vf
 
 from modal_eval.harnesses.envkit.data import DataFiles, HubData, Row, load_data, make_dataset
 
-from .checkers import follows, follows_loosely
+from .checkers import CHECKERS, follows, follows_loosely
 
-HUB = HubData("google/IFEval", "966cd89545d6b6acfd7638bc708b98261ca58e84", split="train")
+HUB = HubData(
+    "google/IFEval",
+    "966cd89545d6b6acfd7638bc708b98261ca58e84",
+    split="train",
+    columns=("key", "prompt", "instruction_id_list", "kwargs"),
+)
 MODES = ("strict", "loose")
 
 
 def convert(row: Row) -> Row:
     # The Hub's copy fills every argument that an instruction does not have with null.
     arguments = [{name: value for name, value in each.items() if value is not None} for each in row["kwargs"]]
+    names = row["instruction_id_list"]
+    if unknown := set(names) - set(CHECKERS):
+        raise ValueError(f"instructions {sorted(unknown)} are none of IFEval's {len(CHECKERS)}")
+    if len(names) != len(arguments):
+        raise ValueError(f"{len(names)} instructions have {len(arguments)} kwargs")
     info = {"key": row["key"], "instruction_id_list": row["instruction_id_list"], "kwargs": json.dumps(arguments)}
     return {"question": row["prompt"], "answer": "", "info": info}
 

@@ -20,6 +20,10 @@ from .problems import as_problem, in_window, question
 REPOSITORY = "livecodebench/code_generation_lite"
 REVISION = "0fe84c3912ea0c4d4a78037083943e8f0c4dd505"
 VERSIONS = {f"v{n}": ("test.jsonl", *(f"test{i}.jsonl" for i in range(2, n + 1))) for n in range(1, 7)}
+COLUMNS = (
+    "question_id", "question_content", "starter_code", "platform", "difficulty", "contest_date", "metadata",
+    "public_test_cases", "private_test_cases",
+)  # fmt: skip
 WINDOW = ("2024-08-01", "2025-05-01")
 SYSTEM_PROMPT = (
     "You are an expert Python programmer. You will be given a question (problem specification) and will generate a "
@@ -47,7 +51,7 @@ def load_environment(
     sandbox = make_sandbox(sandbox_backend)
     if not data_files and not (start_date or end_date):
         start_date, end_date = WINDOW
-    hub = HubData(REPOSITORY, REVISION, files=VERSIONS[version])
+    hub = HubData(REPOSITORY, REVISION, files=VERSIONS[version], columns=COLUMNS)
     read = load_data(hub, revision, data_files, keep=lambda row: in_window(row, start_date, end_date, difficulty))
     data = Data(read.rows, {**read.source, "start_date": start_date, "end_date": end_date, "difficulty": difficulty})
     problems = {str(row["question_id"]): row for row in data.rows}

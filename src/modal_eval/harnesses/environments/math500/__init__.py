@@ -7,7 +7,7 @@ import verifiers as vf
 from modal_eval.harnesses.envkit.boxed_math import SYSTEM_PROMPT, boxed_math_environment
 from modal_eval.harnesses.envkit.data import DataFiles, HubData, Row, load_data, make_dataset
 
-HUB = HubData("HuggingFaceH4/MATH-500", "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be")
+HUB = HubData("HuggingFaceH4/MATH-500", "6e4ed1a2a79af7d8630a6b768ec859cb5af4d3be", columns=("problem", "answer"))
 
 
 def convert(row: Row) -> Row:
