@@ -184,7 +184,8 @@ def test_a_turn_that_the_journal_does_not_have_is_refused_and_the_scores_stand(c
     before = contents(cli.run_dir)
     (folder / "guess_env.py").write_text(source.read_text().replace("no, try", "wrong, try"))
     ended = cli("score", str(cli.run_dir), expect=2)
-    assert re.search(r"\d rollouts that have a score ask something that the journal does not answer", ended.stderr)
+    assert "1 of the rollouts that have a score ask something now that the journal does not answer" in ended.stderr
+    assert "example 2 rollout 0" in ended.stderr
     assert contents(cli.run_dir) == before
 
 

@@ -115,8 +115,8 @@ def refuse_lost_answers(earlier: dict[Key, Row], rows: dict[Key, Row]) -> None:
     if lost:
         example, rollout = lost[0]
         raise IdentityError(
-            f"{len(lost)} rollouts that have a score ask something that the journal does not answer, the first of them "
-            f"example {example} rollout {rollout}: {rows[lost[0]]['error']['message']}. The earlier results stand; start a "
+            f"{len(lost)} of the rollouts that have a score ask something now that the journal does not answer, the first of "
+            f"them example {example} rollout {rollout}: {rows[lost[0]]['error']['message']}. The earlier results stand; start a "
             "new run for an environment that asks differently"
         )
 
