@@ -63,6 +63,20 @@ def test_a_vote_can_be_right_where_most_single_samples_are_wrong():
     assert found["pass_at_k"]["pass@1"] == pytest.approx(0.4)
 
 
+def test_base_and_plus_tests_have_a_pass_at_k_each_and_other_metrics_have_none():
+    rows = [
+        row(0, 0, 0.0, base_pass=1.0, plus_pass=0.0, has_answer=1.0),
+        row(0, 1, 1.0, base_pass=1.0, plus_pass=1.0, has_answer=1.0),
+        row(1, 0, 0.0, base_pass=1.0, plus_pass=0.0, has_answer=1.0),
+        row(1, 1, 0.0, base_pass=0.0, plus_pass=0.0, has_answer=1.0),
+    ]
+    found = draws(config(2), rows)
+    assert found["metrics_pass_at_k"] == {
+        "base_pass pass@1": 0.75, "base_pass pass@2": 1.0, "plus_pass pass@1": 0.25, "plus_pass pass@2": 0.5,
+    }  # fmt: skip
+    assert found["k_stderr"]["base_pass pass@1"] == pytest.approx(0.25)
+
+
 def test_a_benchmark_that_looks_for_no_answer_has_no_vote():
     assert draws(config(2), [row(0, 0, 1.0), row(0, 1, 0.0)])["maj_at_k"] == {}
     mixed = [row(0, 0, 1.0, extracted="7"), row(0, 1, 0.0)]

@@ -17,19 +17,24 @@ from modal_eval.metrics import (
     wilson_interval,
 )
 from modal_eval.records import Row
+from modal_eval.results.rows import metric_names
 
 Estimate = Callable[[list[Row], int], float]
+VERDICT = "_pass"
+"""How a metric is called that is a verdict of tests (`base_pass`, `plus_pass`): it has a pass@k of its own."""
 
 
 def draws(config: RunConfig, scored: list[Row]) -> dict[str, Any]:
-    """`pass_at_k`, `pass_hat_k` and `maj_at_k` by name and k, `k_stderr` of each, and the `k_examples` they stand on.
+    """`pass_at_k`, `pass_hat_k` and `maj_at_k` by name and k, `metrics_pass_at_k` of each metric that is a verdict of
+    tests, `k_stderr` of each number, and the `k_examples` they stand on.
 
     Every k is over the same examples: those whose rollouts were all scored. Nothing is reported for rewards other than 0
     and 1, for one rollout an example unless `eval.k` asks for it (pass@1 is then the mean), and when no example is whole;
     maj@k needs rows in which the benchmark looked for an answer. Raises `ValueError` for a k above the rollouts.
     """
     rollouts = config.eval.rollouts
-    found: dict[str, Any] = {"pass_at_k": {}, "pass_hat_k": {}, "maj_at_k": {}, "k_stderr": {}, "k_examples": 0}
+    found: dict[str, Any] = {"pass_at_k": {}, "pass_hat_k": {}, "maj_at_k": {}, "metrics_pass_at_k": {}}
+    found |= {"k_stderr": {}, "k_examples": 0}
     if not is_binary(scored) or (rollouts == 1 and not config.eval.k):
         return found
     by_example: dict[Any, list[Row]] = defaultdict(list)
@@ -42,6 +47,9 @@ def draws(config: RunConfig, scored: list[Row]) -> dict[str, Any]:
     estimates: list[tuple[str, str, Estimate]] = [("pass_at_k", "pass@", _pass), ("pass_hat_k", "pass^", _pass_hat)]
     if all("extracted" in row for rows in whole for row in rows):
         estimates.append(("maj_at_k", "maj@", _maj))
+    for metric in metric_names(scored):
+        if metric.endswith(VERDICT) and all(row.get(metric) in (0, 1) for rows in whole for row in rows):
+            estimates.append(("metrics_pass_at_k", f"{metric} pass@", _pass_of(metric)))
     for key, name, estimate in estimates:
         for k in reported_ks(config):
             values = [estimate(rows, k) for rows in whole]
@@ -80,6 +88,10 @@ def _correct(rows: list[Row]) -> int:
 
 def _pass(rows: list[Row], k: int) -> float:
     return pass_at_k(len(rows), _correct(rows), k)
+
+
+def _pass_of(metric: str) -> Estimate:
+    return lambda rows, k: pass_at_k(len(rows), int(sum(row[metric] for row in rows)), k)
 
 
 def _pass_hat(rows: list[Row], k: int) -> float:

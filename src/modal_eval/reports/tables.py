@@ -25,7 +25,7 @@ def score_lines(summary: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     for task, one in summary["by_task"].items():
         yield f"  {task}", score_text(one["avg_reward"], one["stderr"]), str(one["num_scored"])
     drawn_from = str(summary.get("k_examples", 0) * summary["rollouts_per_example"])
-    for key in ("pass_at_k", "pass_hat_k", "maj_at_k"):
+    for key in ("pass_at_k", "pass_hat_k", "maj_at_k", "metrics_pass_at_k"):
         for name, value in summary.get(key, {}).items():
             yield name, score_text(value, summary.get("k_stderr", {}).get(name)), drawn_from
     for name, value in summary["avg_metrics"].items():
