@@ -51,7 +51,16 @@ def gsm8k(prompt: str, variant: str, known: dict[str, str]) -> str:
     return f"First we add, then we take away ({coin % 10_000}).\n#### {number}"
 
 
+def known_answer(prompt: str, variant: str, known: dict[str, str]) -> str:
+    """The answer that is known for the question at the prompt's end; nothing for a question that is not known."""
+    if prompt in known:
+        return known[prompt]
+    asked = max(known, key=lambda question: (prompt.rfind(question), len(question)), default="")
+    return known[asked] if asked and asked in prompt else ""
+
+
 ANSWERS: dict[str, Answer] = {
+    "known": known_answer,
     "sampled": sampled,
     "#### 42": forty_two,
     "echo": echo,
@@ -108,6 +117,7 @@ def response(body: Body, said: list[str], finish_reason: str, response_id: str) 
     chat = "messages" in body
     choices = []
     for index, text in enumerate(said):
+        text = prompts_of(body)[0] + text if body.get("echo") else text
         choice: Body = {"index": index, "finish_reason": finish_reason, "logprobs": _logprobs(body, text)}
         choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
         choices.append(choice)
@@ -142,7 +152,7 @@ def _logprobs(body: Body, text: str) -> Body | None:
     if not body.get("logprobs"):
         return None
     tokens = words(text)
-    scores = [-(hashed(token) % 5000) / 1000 for token in tokens]
+    scores: list[float | None] = [log_probability(token) for token in tokens]
     if "messages" in body:
         content = [
             {"token": token, "logprob": score, "bytes": list(token.encode()), "top_logprobs": []}
@@ -150,4 +160,16 @@ def _logprobs(body: Body, text: str) -> Body | None:
         ]
         return {"content": content}
     offsets = [sum(map(len, tokens[:index])) for index in range(len(tokens))]
-    return {"tokens": tokens, "token_logprobs": scores, "top_logprobs": None, "text_offset": offsets}
+    top = None
+    if body.get("echo"):  # nothing stands before the first token of a prompt
+        scores[0] = None
+        top = [None, *({token: score, "~": OTHER_TOKEN} for token, score in zip(tokens[1:], scores[1:], strict=True))]
+    return {"tokens": tokens, "token_logprobs": scores, "top_logprobs": top, "text_offset": offsets}
+
+
+OTHER_TOKEN = -2.5
+"""Log-probability of a token that could have stood in place of each."""
+
+
+def log_probability(token: str) -> float:
+    return -(hashed(token) % 5000) / 1000
