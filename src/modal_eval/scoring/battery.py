@@ -95,13 +95,15 @@ def driver_source() -> str:
     sources = {f"modal_eval.scoring.{name}": (folder / f"{name}.py").read_text("utf-8") for name in DRIVER_MODULES}
     main = sources.pop("modal_eval.scoring.battery_driver")
     return (
-        "import sys, types\n"
+        "import builtins, sys, types\n"
+        "own = dict(vars(builtins))  # the driver's, whatever the code does to everybody's\n"
         "for name in ('modal_eval', 'modal_eval.scoring'): sys.modules[name] = types.ModuleType(name)\n"
         f"for name, text in {sources!r}.items():\n"
         "    module = sys.modules[name] = types.ModuleType(name)\n"
+        "    module.__builtins__ = own\n"
         "    setattr(sys.modules['modal_eval.scoring'], name.rpartition('.')[2], module)\n"
         "    exec(compile(text, name, 'exec'), module.__dict__)\n"
-        f"exec(compile({main!r}, 'battery', 'exec'))\n"
+        f"exec(compile({main!r}, 'battery', 'exec'), {{'__name__': '__main__', '__builtins__': own}})\n"
     )
 
 

@@ -286,8 +286,8 @@ class Child:
             self.seen.add(what)
             self.send(tampered=what)
 
-    def send(self, *, write: Any = os.write, dumps: Any = json.dumps, **row: Any) -> None:
-        data = self.token + dumps(row).encode() + b"\n"
+    def send(self, *, write: Any = os.write, **row: Any) -> None:
+        data = self.token + values.to_json(row).encode() + b"\n"
         while data:
             data = data[write(self.channel, data) :]
 

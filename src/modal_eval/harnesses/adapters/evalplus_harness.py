@@ -128,7 +128,9 @@ class EvalPlusBackend:
         await self._http.aclose()
         if self._job.phase != "generate":
             self._threads.shutdown(wait=False, cancel_futures=True)
-            self._sanitizers.shutdown(wait=False, cancel_futures=True)
+            for process in list((self._sanitizers._processes or {}).values()):  # one may sit in an endless answer
+                process.kill()
+            self._sanitizers.shutdown(wait=True, cancel_futures=True)
 
     async def run_one(self, position: int, rollout: int, calls: CallLog) -> Outcome:
         task, example = self.tasks[position], self.examples[position]

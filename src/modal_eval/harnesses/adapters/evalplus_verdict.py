@@ -122,8 +122,8 @@ def _accepts(tests: Tests, inputs: Any, got: Any, expected: Any, atol: float, *,
         return False
 
 
-def _exact(tests: Tests, inputs: Any, got: Any, expected: Any, atol: float) -> bool:
-    """Equality, or what a task's own oracle puts in its place."""
+def _exact(tests: Tests, inputs: Any, got: Any, expected: Any, atol: float) -> Any:
+    """Equality, or what a task's own oracle puts in its place; an array where arrays are compared."""
     exact = got == expected
     if tests.dataset != "mbpp":
         return exact
