@@ -47,9 +47,11 @@ def draws(config: RunConfig, scored: list[Row]) -> dict[str, Any]:
     estimates: list[tuple[str, str, Estimate]] = [("pass_at_k", "pass@", _pass), ("pass_hat_k", "pass^", _pass_hat)]
     if all("extracted" in row for rows in whole for row in rows):
         estimates.append(("maj_at_k", "maj@", _maj))
-    for metric in metric_names(scored):
-        if metric.endswith(VERDICT) and all(row.get(metric) in (0, 1) for rows in whole for row in rows):
-            estimates.append(("metrics_pass_at_k", f"{metric} pass@", _pass_of(metric)))
+    estimates += [
+        ("metrics_pass_at_k", f"{metric} pass@", _pass_of(metric))
+        for metric in metric_names(scored)
+        if metric.endswith(VERDICT) and all(row.get(metric) in (0, 1) for rows in whole for row in rows)
+    ]
     for key, name, estimate in estimates:
         for k in reported_ks(config):
             values = [estimate(rows, k) for rows in whole]
