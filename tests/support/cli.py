@@ -41,9 +41,11 @@ class Cli:
             env=self.env, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
 
-    def __call__(self, *arguments: str, expect: int | None = 0) -> subprocess.CompletedProcess[str]:
+    def __call__(
+        self, *arguments: str, expect: int | None = 0, timeout: float = TIMEOUT_S
+    ) -> subprocess.CompletedProcess[str]:
         """Run to the end; the exit code has to be `expect`."""
-        return finished(self.start(*arguments), expect)
+        return finished(self.start(*arguments), expect, timeout)
 
     def benchmark(self, **settings: Any) -> str:
         """A benchmark file of coin tosses; returns its path."""
@@ -79,9 +81,11 @@ class Cli:
         return found[0]
 
 
-def finished(process: subprocess.Popen[str], expect: int | None) -> subprocess.CompletedProcess[str]:
+def finished(
+    process: subprocess.Popen[str], expect: int | None, timeout: float = TIMEOUT_S
+) -> subprocess.CompletedProcess[str]:
     try:
-        out, err = process.communicate(timeout=TIMEOUT_S)
+        out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         out, err = process.communicate()

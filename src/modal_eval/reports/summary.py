@@ -48,6 +48,7 @@ def summarize(config: RunConfig, rows: Iterable[Row], *, total_rollouts: int, fa
         "unscored_by_fault": _faults(rows, total_rollouts),
         "num_truncated": sum(bool(row.get("truncated")) for row in rows),
         "num_empty": sum(bool(row.get("empty")) for row in rows),
+        **_verdicts(rows),
         "modal_eval_version": __version__,
         **facts,
     }
@@ -82,6 +83,14 @@ def warnings(summary: dict[str, Any]) -> list[str]:
             f"{summary['num_unscored']} of {total} rollouts are unscored, more than eval.max_unscored allows: this is no "
             "score yet; `modal-eval resume` runs what is missing"
         )
+    if tampered := summary["num_tampered"]:
+        found.append(
+            f"{tampered} of {total} answers tampered with their grader and score 0; see `tampered` in results.jsonl"
+        )
+    if weak := summary["sandboxes"].get("process"):
+        found.append(
+            f"{weak} answers ran without walls (sandbox_backend=process): their code could read files and the network"
+        )
     for count, what, remedy in (
         (summary["num_truncated"], "truncated", "raise sampling.max_tokens or vllm.max_model_len"),
         (summary["num_empty"], "empty", "check the chat template and the stop texts"),
@@ -89,6 +98,24 @@ def warnings(summary: dict[str, Any]) -> list[str]:
         if scored and count / total > SUSPICIOUS_SHARE:
             found.append(f"{count} of {total} answers ({count / total:.1%}) are {what}; {remedy}")
     return found
+
+
+def _verdicts(rows: list[Row]) -> dict[str, Any]:
+    """How the code of the answers was judged: in which sandboxes, what tampered, and where the harness's own verdict is
+    another than ours, by reason."""
+    infos = [{**(row.get("info") or {}), **row} for row in rows]
+    sandboxes = Counter(
+        str(one.get("backend") if isinstance(one, dict) else one)
+        for one in (info.get("sandbox") for info in infos)
+        if one
+    )
+    reasons = Counter(reason for row in rows for reason in set(row.get("verdict_differs") or ()))
+    return {
+        "num_tampered": sum(bool(info.get("tampered")) for info in infos),
+        "num_verdict_differs": sum(bool(row.get("verdict_differs")) for row in rows),
+        "verdict_differs": dict(reasons.most_common()),
+        "sandboxes": dict(sandboxes),
+    }
 
 
 def _reward(row: Row) -> float:

@@ -23,20 +23,21 @@ WRITE_INTERVAL_S = 0.5
 class Progress:
     """Counts finished rollouts and writes `checkpoint_meta.json`, at most twice a second."""
 
-    def __init__(self, run: Run, total_examples: int) -> None:
+    def __init__(self, run: Run, total_examples: int, *, stage: str = "generate") -> None:
         self._run = run
+        self._stage = stage
         self._path = run.run_dir / paths.CHECKPOINT_META
         self._total_examples = total_examples
         self._rollouts = run.config.eval.rollouts
         self._rewards: dict[int, dict[int, float | None]] = defaultdict(dict)
         self._finished: dict[int, set[int]] = defaultdict(set)
-        self._metrics: dict[str, Any] = {}
         self._began = time.monotonic()
         self._finished_at_start = 0
         self._written = 0.0
         self._unwritten = 0
         before = read_json(self._path) if self._path.is_file() else {}
         self._start_time = before.get("start_time") or now()
+        self._metrics: dict[str, Any] = before.get("calls") or {}
 
     @property
     def total_rollouts(self) -> int:
@@ -63,16 +64,17 @@ class Progress:
         self._rewards[example_id][rollout] = float(row["reward"]) if is_scored(row) else None
         (self._finished[example_id].add if is_generated(row) else self._finished[example_id].discard)(rollout)
 
-    def report(self, proxy_stats: dict[str, Any], *, stage: str = "generate", force: bool = True) -> None:
-        """Write the file unless it was written a moment ago."""
-        self._metrics = proxy_stats
+    def report(self, proxy_stats: dict[str, Any], *, force: bool = True) -> None:
+        """Write the file unless it was written a moment ago. Scoring repeats the calls: those of generating are shown."""
+        if self._stage == "generate":
+            self._metrics = proxy_stats
         if force and time.monotonic() - self._written >= WRITE_INTERVAL_S:
-            self.write(stage)
+            self.write()
 
-    def write(self, stage: str) -> None:
+    def write(self, stage: str | None = None) -> None:
         self._written = time.monotonic()
         self._unwritten = 0
-        write_json(self._path, self.describe(stage))
+        write_json(self._path, self.describe(stage or self._stage))
 
     def describe(self, stage: str) -> dict[str, Any]:
         scored = [[r for r in rewards.values() if r is not None] for rewards in self._rewards.values()]

@@ -76,7 +76,8 @@ def is_digest(text: str) -> bool:
 
 def decode(text: str) -> Any:
     """The value again. Raises `ValueError` for what `encode` never wrote."""
-    return _unpack(json.loads(text))
+    packed = json.loads(text)
+    return _unpack(packed) if "{" in text else packed  # without a tag, JSON says it all
 
 
 def _pack(value: Any) -> Any:

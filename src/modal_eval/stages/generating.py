@@ -67,7 +67,7 @@ class Pass:
         with contextlib.suppress(JournalError):
             self.stats = self.proxy.stats()
         self.progress.report(self.stats, force=False)
-        self.progress.write("generate")
+        self.progress.write()
 
     def on_row(self, row: Row) -> None:
         self.write(row)
@@ -201,7 +201,7 @@ def replay(
     """
     run = run or Run.load(run_dir)
     _, prepared = read_prepared(run_dir)
-    progress = Progress(run, prepared["total_examples"])
+    progress = Progress(run, prepared["total_examples"], stage="score")
     progress.add_known(list(done.values()))
     rows: dict[Key, Row] = {}
 

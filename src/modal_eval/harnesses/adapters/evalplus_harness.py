@@ -39,6 +39,7 @@ from modal_eval.harnesses.adapters.evalplus_oracle import (
     without_datasets,
 )
 from modal_eval.harnesses.adapters.evalplus_prompts import FORMATS, PromptFormat, read_completion, request_for
+from modal_eval.harnesses.adapters.evalplus_sanitize import Extracted, extract
 from modal_eval.harnesses.adapters.evalplus_scoring import Scored, Scorer
 from modal_eval.scoring.sandbox import BACKENDS
 
@@ -179,28 +180,28 @@ class EvalPlusBackend:
     async def _score(self, task: Task, answer: str, outcome: Outcome) -> None:
         started = time.perf_counter()
         loop = asyncio.get_running_loop()
-        solution, how = await self._sanitize(task, answer)
+        extracted = await self._extract(task, answer)
         async with self._slots.one():
             oracle = await self._oracle(task)
         async with self._slots.one():
-            score = functools.partial(self._scorer.score, task, oracle, solution)
+            score = functools.partial(self._scorer.score, task, oracle, extracted.solution, extracted.evalplus_solution)
             scored, again = await loop.run_in_executor(self._threads, score)
         if again:
             async with self._slots.all():
                 scored, _ = await loop.run_in_executor(self._threads, score)
         outcome.scoring_s = time.perf_counter() - started
-        self._take(task, scored, solution, how, outcome)
+        self._take(scored, extracted, outcome)
 
-    async def _sanitize(self, task: Task, answer: str) -> tuple[str, str]:
+    async def _extract(self, task: Task, answer: str) -> Extracted:
         text = task.prompt.strip() + "\n" + answer if self.format == "base" else answer
         if self.format != "chat":
             text = text.replace("\t", "    ")
         loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(self._sanitizers, sanitized, text, task.entry_point)
+        work = loop.run_in_executor(self._sanitizers, extract, text, task.entry_point)
         try:
-            return await asyncio.wait_for(work, SANITIZE_S), "sanitize"
+            return await asyncio.wait_for(work, SANITIZE_S)
         except TimeoutError:
-            return text, f"not sanitized: EvalPlus's sanitize took more than {SANITIZE_S:g} s"
+            return Extracted(text, text, f"none: EvalPlus's sanitize took more than {SANITIZE_S:g} s")
 
     async def _oracle(self, task: Task) -> Oracle:
         """Each task's reference is run once, however many samples wait for it."""
@@ -208,7 +209,7 @@ class EvalPlusBackend:
             self._oracles[task.task_id] = asyncio.create_task(asyncio.to_thread(read_oracle, task, self.sandbox))
         return await asyncio.shield(self._oracles[task.task_id])
 
-    def _take(self, task: Task, scored: Scored, solution: str, how: str, outcome: Outcome) -> None:
+    def _take(self, scored: Scored, extracted: Extracted, outcome: Outcome) -> None:
         ours = {name: status == "pass" for name, status in scored.status.items()}
         both = ours["base"] and ours["plus"]
         outcome.reward = float(both if self.plus else ours["base"])
@@ -217,20 +218,11 @@ class EvalPlusBackend:
             "status": scored.status,
             "evalplus_status": scored.evalplus_status,
             "tampered": list(scored.tampered),
-            "verdict_differs": scored.explained if scored.status != scored.evalplus_status else [],
-            "solution": solution,
-            "extraction": how,
+            "verdict_differs": scored.differs,
+            "solution": extracted.solution,
+            "extraction": extracted.how,
             "sandbox": self.sandbox.backend,
         }
-
-
-def sanitized(text: str, entry_point: str) -> str:
-    """EvalPlus's `sanitize`; runs in a process of its own."""
-    without_datasets()
-    from evalplus.sanitize import sanitize
-
-    result: str = sanitize(text, entry_point)
-    return result
 
 
 class Slots:

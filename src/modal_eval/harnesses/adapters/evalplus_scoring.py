@@ -40,11 +40,18 @@ class Scored:
     """`None` where EvalPlus itself came to no verdict in time."""
     tampered: tuple[str, ...]
 
+    dropped: bool = False
+    """EvalPlus judged other code: its `sanitize` had left out a function that the solution calls."""
+
     @property
-    def explained(self) -> list[str]:
+    def differs(self) -> list[str]:
         """Why the two verdicts differ, where they do."""
         differing = [name for name in GROUPS if self.status[name] != self.evalplus_status[name]]
-        return list(self.tampered) or [f"EvalPlus's {name} verdict is at fault" for name in differing]
+        if not differing or self.tampered:
+            return list(self.tampered) if differing else []
+        if self.dropped:
+            return ["EvalPlus's sanitize left out a function that returns nothing"]
+        return [f"EvalPlus's {name} verdict is at fault" for name in differing]
 
 
 class Scorer:
@@ -52,10 +59,27 @@ class Scorer:
 
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
+        self._groups: dict[str, list[Group]] = {}
 
-    def score(self, task: Task, oracle: Oracle, solution: str) -> tuple[Scored, bool]:
-        """The verdicts, and whether a time-out is to be tried again with the machine to itself."""
-        outcomes = run_battery(self.sandbox, solution, task.entry_point, groups_of(task, oracle), LIMITS)
+    def groups(self, task: Task, oracle: Oracle) -> list[Group]:
+        """The task's inputs, written out once for all its samples."""
+        if task.task_id not in self._groups:
+            self._groups[task.task_id] = groups_of(task, oracle)
+        return self._groups[task.task_id]
+
+    def score(self, task: Task, oracle: Oracle, solution: str, theirs: str | None = None) -> tuple[Scored, bool]:
+        """The verdicts, and whether a time-out is to be tried again with the machine to itself.
+
+        `theirs` is what EvalPlus would judge in the solution's place, where that is other code.
+        """
+        scored, again = self._score(task, oracle, solution)
+        if theirs is not None and theirs != solution:
+            other, again_too = self._score(task, oracle, theirs)
+            return replace(scored, evalplus_status=other.evalplus_status, dropped=True), again or again_too
+        return scored, again
+
+    def _score(self, task: Task, oracle: Oracle, solution: str) -> tuple[Scored, bool]:
+        outcomes = run_battery(self.sandbox, solution, task.entry_point, self.groups(task, oracle), LIMITS)
         return self.verdicts(task, oracle, solution, outcomes), any(map(is_suspicious, outcomes))
 
     def verdicts(self, task: Task, oracle: Oracle, solution: str, outcomes: list[GroupOutcome]) -> Scored:
@@ -87,7 +111,7 @@ class Scorer:
         ]
         if not unlike:
             return outcome
-        group = groups_of(task, oracle)[GROUPS.index(name)]
+        group = self.groups(task, oracle)[GROUPS.index(name)]
         seconds = [max(10 * group.call_cpu_s[at], 10.0) for at in unlike]
         groups = [
             Group([group.inputs[at]], [limit], limit, limit * 6, whole=True)

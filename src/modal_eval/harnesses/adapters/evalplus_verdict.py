@@ -5,12 +5,15 @@ nothing of the sample is left that could answer for itself. The two verdicts dif
 
 * HumanEval/32: its oracle goes on without recording the passed input, so that nothing ever passes, the reference included.
 * One float among a task's expected outputs makes every later comparison of that task approximate: 10**9 + 1 passes for 10**9.
+* MBPP/164 asks whether two sums of divisors are equal and leaves open whether a number divides itself; EvalPlus accepts every
+  answer for it, True, False or neither. Either reading is right here, and nothing else.
 * NaN equals nothing, so a reference that returns NaN fails itself.
 * Whatever a sample does to its grader counts against it here.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -94,7 +97,7 @@ def first_wrong(tests: Tests, outputs: Sequence[str]) -> tuple[int | None, int |
         own = tests.atol or (FLOAT_ATOL if is_floats(expected) else 0)
         if theirs is None and not _accepts(tests, inputs, got, expected, sticky):
             theirs = number
-        if ours is None and not _accepts(tests, inputs, got, expected, own, nan_equals=True):
+        if ours is None and not _accepts(tests, inputs, got, expected, own, ours=True):
             ours = number
         if theirs is not None and ours is not None:
             break
@@ -105,11 +108,14 @@ def _float_text(text: str) -> bool:
     return any(sign in text for sign in (".", "e", "N", "I"))
 
 
-def _accepts(tests: Tests, inputs: Any, got: Any, expected: Any, atol: float, *, nan_equals: bool = False) -> bool:
-    """EvalPlus's comparison of one output; whatever it raises is a failure."""
+def _accepts(tests: Tests, inputs: Any, got: Any, expected: Any, atol: float, *, ours: bool = False) -> bool:
+    """EvalPlus's comparison of one output; whatever it raises is a failure. `ours`: NaN is the right answer
+    where the reference gives it, and MBPP/164 is judged at all."""
     try:
         if tests.dataset == "humaneval" and tests.entry_point == "find_zero":
             return bool(abs(_poly(*inputs, got)) <= tests.atol)
+        if ours and tests.dataset == "mbpp" and tests.entry_point == "are_equivalent":
+            return got == expected or (isinstance(got, bool) and got == _equal_proper_divisors(*inputs))
         exact = _exact(tests, inputs, got, expected, atol)
         if exact or atol == 0:
             return bool(exact)
@@ -117,7 +123,7 @@ def _accepts(tests: Tests, inputs: Any, got: Any, expected: Any, atol: float, *,
             return False
         if isinstance(expected, (list, tuple)) and len(got) != len(expected):
             return False
-        return bool(numpy.allclose(got, expected, rtol=1e-07, atol=atol, equal_nan=nan_equals))
+        return bool(numpy.allclose(got, expected, rtol=1e-07, atol=atol, equal_nan=ours))
     except Exception:  # noqa: BLE001 - comparing what a stranger returned: types that do not compare, depths, shapes
         return False
 
@@ -141,3 +147,13 @@ def _exact(tests: Tests, inputs: Any, got: Any, expected: Any, atol: float) -> A
     if name in MBPP_OUTPUT_NOT_NONE_TASKS:
         return exact if isinstance(got, bool) else expected == (got is not None)
     return exact
+
+
+def _equal_proper_divisors(one: int, other: int) -> bool:
+    """Whether the divisors of both but themselves have equal sums: the other reading of MBPP/164."""
+
+    def total(number: int) -> int:
+        small = [each for each in range(1, math.isqrt(number) + 1) if number % each == 0]
+        return sum({*small, *(number // each for each in small)}) - number
+
+    return total(one) == total(other)

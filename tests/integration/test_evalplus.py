@@ -1,0 +1,209 @@
+"""EvalPlus's benchmarks through the whole pipeline: a server that plays answers back, our verdict, and EvalPlus's own."""
+
+import ast
+import gzip
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from modal_eval.results.rows import read_rows
+from tests.support.attacks import ATTACKS, as_function
+from tests.support.chat import Reply, chat_server
+from tests.support.data import data_file
+
+FILES = {
+    "humaneval_plus": "humaneval_plus/HumanEvalPlus-v0.1.10.jsonl.gz",
+    "mbpp_plus": "mbpp_plus/MbppPlus-v0.2.0.jsonl.gz",
+}
+RECORDED = "labelled/{}_evalresults/meta-llama--Meta-Llama-3-8B-Instruct.jsonl.gz"
+REFERENCE, RECORDING, MUTATED, TRUNCATED = range(4)
+THEIRS_IS_WRONG = {
+    # Its oracle goes on without counting the passed input, so nothing ever passes.
+    "HumanEval/32": ["EvalPlus's base verdict is at fault", "EvalPlus's plus verdict is at fault"],
+}
+"""Every task whose reference or recorded sample gets another verdict from us, and why."""
+
+MUTATION = '''
+def mutated(value):
+    """Near enough to look right."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float, complex)):
+        return value * 2 + 1
+    if isinstance(value, str):
+        return value + "x"
+    if isinstance(value, (list, tuple)):
+        return type(value)([*value, "x"])
+    if isinstance(value, set):
+        return value | {"x"}
+    if isinstance(value, dict):
+        return {**value, "x": "x"}
+    return 0 if value is None else None
+'''
+
+
+def read(name):
+    with gzip.open(data_file(name), "rt") as file:
+        return {each["task_id"]: each for each in map(json.loads, file)}
+
+
+def mutate(code, entry_point):
+    """The code with every value that `entry_point` returns changed a little."""
+    tree = ast.parse(code)
+    changed = 0
+    for function in tree.body:
+        if isinstance(function, ast.FunctionDef) and function.name == entry_point:
+            inner = {
+                n
+                for f in ast.walk(function)
+                if isinstance(f, (ast.FunctionDef, ast.Lambda)) and f is not function
+                for n in ast.walk(f)
+            }
+            for node in ast.walk(function):
+                if isinstance(node, ast.Return) and node not in inner:
+                    node.value = ast.Call(ast.Name("mutated"), [node.value or ast.Constant(None)], [])
+                    changed += 1
+    assert changed
+    return MUTATION + ast.unparse(ast.fix_missing_locations(tree))
+
+
+def truncate(code):
+    """The code as an answer that was cut off: its last statement is half there."""
+    lines = code.rstrip().splitlines()
+    return "\n".join([*lines[:-1], lines[-1][: len(lines[-1]) - len(lines[-1].lstrip())] + "return"])
+
+
+def block(code):
+    return f"Here it is:\n```python\n{code}\n```\nI hope that it helps."
+
+
+def run(cli, server, benchmark, *more):
+    data = data_file(FILES[benchmark])
+    cli("run", "-m", "stub", "-b", benchmark, "--run-dir", str(cli.run_dir), f"--infra.base_url={server.url}",
+        f"--env.data_files={data}", *more, timeout=2400)  # fmt: skip
+    return rows_of(cli)
+
+
+def rows_of(cli):
+    return {(row["info"]["task_id"], row["rollout"]): row for row in read_rows(cli.run_dir / "results.jsonl")}
+
+
+def summary_of(cli):
+    return json.loads((cli.run_dir / "metadata.json").read_text())
+
+
+def spin() -> None:
+    while True:
+        pass
+
+
+@contextmanager
+def busy_machine() -> Iterator[None]:
+    """Every core is kept busy by something else, twice over."""
+    spinners = [
+        multiprocessing.get_context("spawn").Process(target=spin, daemon=True) for _ in range(2 * os.cpu_count())
+    ]
+    for each in spinners:
+        each.start()
+    try:
+        yield
+    finally:
+        for each in spinners:
+            each.kill()
+            each.join()
+
+
+def check_verdicts(rows, problems, recorded):
+    """References right, recorded verdicts reproduced, variants wrong; whatever differs is known and explained."""
+    for task_id in problems:
+        known = THEIRS_IS_WRONG.get(task_id, [])
+        reference = rows[task_id, REFERENCE]
+        assert reference["reward"] == 1, (task_id, reference["status"])
+        assert reference["verdict_differs"] == known, task_id
+        sample = rows[task_id, RECORDING]
+        labels = recorded.get(task_id)
+        if labels:
+            assert sample["evalplus_status"] == {"base": labels["base_status"], "plus": labels["plus_status"]}, task_id
+            assert sample["verdict_differs"] == [] or task_id in THEIRS_IS_WRONG, task_id
+    wrong_ones = {
+        (task_id, rollout) for (task_id, rollout), row in rows.items() if rollout > RECORDING and row["reward"] != 0
+    }
+    assert wrong_ones == set()
+    assert all(row["tampered"] == [] for row in rows.values())
+
+
+def play_all(cli, benchmark, workers):
+    """Run the benchmark on four samples a problem: its reference, a recorded one, and the reference mutated and cut off."""
+    problems = read(FILES[benchmark])
+    recorded = read(RECORDED.format(benchmark))
+    samples = []
+    for task_id, problem in problems.items():
+        reference = problem["prompt"] + problem["canonical_solution"]
+        samples.append(
+            [reference, recorded[task_id]["solution"], mutate(reference, problem["entry_point"]), truncate(reference)]
+        )
+
+    def answer(call):
+        example, rollout = map(int, call.tag.split("/"))
+        return Reply(block(samples[example][rollout]))
+
+    with chat_server(answer) as server:
+        rows = run(cli, server, benchmark, "--eval.rollouts=4", f"--eval.scoring_workers={workers}")
+    check_verdicts(rows, problems, recorded)
+    return problems, recorded
+
+
+@pytest.mark.parametrize("benchmark", FILES)
+@pytest.mark.timeout(1500)
+def test_references_pass_recorded_verdicts_return_and_variants_fail(cli, benchmark):
+    play_all(cli, benchmark, workers=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("benchmark", FILES)
+@pytest.mark.timeout(3600)
+def test_verdicts_are_the_same_with_one_worker_and_with_eight_on_a_busy_machine(cli, benchmark):
+    problems, recorded = play_all(cli, benchmark, workers=1)
+    with busy_machine():
+        cli("score", str(cli.run_dir), "--eval.scoring_workers=8", timeout=3000)
+    check_verdicts(rows_of(cli), problems, recorded)
+
+
+@pytest.mark.timeout(600)
+def test_verdicts_hold_with_eight_workers_on_a_busy_machine(cli):
+    problems = dict(list(read(FILES["humaneval_plus"]).items())[:60])
+    solutions = [each["prompt"] + each["canonical_solution"] for each in problems.values()]
+    with chat_server(lambda call: Reply(block(solutions[int(call.tag.split("/")[0])]))) as server, busy_machine():
+        rows = run(cli, server, "humaneval_plus", "--eval.num_examples=60", "--eval.scoring_workers=8")
+    assert {task for (task, _), row in rows.items() if row["reward"] != 1} == set()
+    assert {task for (task, _), row in rows.items() if row["verdict_differs"]} == {"HumanEval/32"}
+
+
+def test_an_attack_scores_0_is_flagged_and_leaves_the_sample_beside_it_alone(cli):
+    problems = list(read(FILES["humaneval_plus"]).values())[: len(ATTACKS)]
+
+    def answer(call):
+        example, rollout = map(int, call.tag.split("/"))
+        problem = problems[example]
+        attack = as_function(list(ATTACKS.values())[example], problem["entry_point"])
+        return Reply(block(attack if rollout else problem["prompt"] + problem["canonical_solution"]))
+
+    with chat_server(answer) as server:
+        rows = run(cli, server, "humaneval_plus", "--eval.rollouts=2", f"--eval.num_examples={len(ATTACKS)}")
+    scores = {rollout: {row["reward"] for (_, number), row in rows.items() if number == rollout} for rollout in (0, 1)}
+    assert scores == {0: {1.0}, 1: {0.0}}
+    flagged = [bool(rows[problem["task_id"], 1]["tampered"]) for problem in problems]
+    assert flagged == [attack.flagged is not None for attack in ATTACKS.values()]
+    taken_in = {
+        name
+        for name, problem in zip(ATTACKS, problems, strict=True)
+        if rows[problem["task_id"], 1]["evalplus_status"]["base"] == "pass"
+    }
+    assert "returns an object that equals everything" in taken_in
+    summary = summary_of(cli)
+    assert summary["num_tampered"] == sum(flagged)
+    assert summary["num_verdict_differs"] >= len(taken_in)
