@@ -21,6 +21,8 @@ from pathlib import Path
 import pytest
 
 from modal_eval import errors
+from modal_eval.harnesses.adapters import evalplus_oracle
+from modal_eval.scoring.sandbox import Limits
 from tests.support.cli import TIMEOUT_S
 from tests.support.documents import Command, blocks, commands, links
 from tests.support.hub_server import TOKEN, hub_server
@@ -94,6 +96,24 @@ def new_reader(folder: Path, mark: Mark, prefect_api: str) -> Reader:
             "COLUMNS": "200",
         },
     )
+
+
+def test_the_sandboxs_page_has_the_limits_that_the_code_has():
+    page = (ROOT / "docs" / "sandbox.md").read_text()
+    plain = Limits()
+    cells = {
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:4]]
+        for line in page.splitlines()
+        if line.startswith("|")
+    }
+    assert cells["CPU time of one test"][0].startswith(f"{plain.cpu_s:g} s")
+    assert cells["memory of one process"][0].startswith(f"{plain.memory_bytes >> 30} GiB")
+    assert cells["processes and threads"] == [str(plain.max_processes), str(evalplus_oracle.LIMITS.max_processes)]
+    assert cells["output of one test"][0] == f"{plain.output_bytes >> 20} MiB"
+    assert cells["files"] == [f"{plain.disk_bytes >> 20} MiB", f"{evalplus_oracle.LIMITS.disk_bytes >> 20} MiB"]
+    assert cells["memory of one process"][1] == f"{evalplus_oracle.LIMITS.memory_bytes >> 30} GiB"
+    assert cells["CPU time of all tests of one process"][1] == f"{evalplus_oracle.MAX_TASK_S:g} s"
+    assert cells["output of one test"][1].startswith(f"{evalplus_oracle.LIMITS.output_bytes >> 20} MiB")
 
 
 @pytest.fixture(scope="module", name="shared")
