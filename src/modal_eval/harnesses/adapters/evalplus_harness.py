@@ -110,7 +110,7 @@ class EvalPlusBackend:
         self._http = httpx.AsyncClient(
             base_url=self._job.base_url.rstrip("/") + "/",
             timeout=httpx.Timeout(None, connect=30.0),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=8),  # httpcore looks at all, each call
             trust_env=False,
         )
         if self._job.phase == "generate":
