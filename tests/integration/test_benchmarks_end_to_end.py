@@ -51,6 +51,16 @@ def llamacpp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             serving.stop_server(handle)
 
 
+def shortest(name: str, folder: Path) -> Path:
+    """A file of the five rows with the least to read: a small model on a busy core reads 100 tokens a second."""
+    lines = [line for line in data_file(name).read_text(encoding="utf-8").split("\n") if line.strip()]
+    questions = ("question", "problem", "prompt", "question_content")
+    lines.sort(key=lambda line: len(next(row[key] for row in [json.loads(line)] for key in questions if key in row)))
+    path = folder / Path(name).name
+    path.write_text("\n".join(lines[:5]) + "\n", encoding="utf-8")
+    return path
+
+
 @needs_sandbox
 @pytest.mark.parametrize("benchmark", FILES)
 def test_five_examples_of_each_benchmark_end_with_a_number_of_a_real_model(
@@ -58,7 +68,7 @@ def test_five_examples_of_each_benchmark_end_with_a_number_of_a_real_model(
 ) -> None:
     cli(
         "run", "-m", MODEL, "-b", benchmark, "--run-dir", str(cli.run_dir), f"--infra.base_url={llamacpp}",
-        f"--env.data_files={data_file(FILES[benchmark])}", "--eval.num_examples=5", "--eval.rollouts=1",
+        f"--env.data_files={shortest(FILES[benchmark], cli.folder)}", "--eval.num_examples=5", "--eval.rollouts=1",
         "--eval.max_concurrent=5", "--sampling.max_tokens=16",
     )  # fmt: skip
     summary = cli.metadata()
