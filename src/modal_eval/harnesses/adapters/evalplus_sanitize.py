@@ -7,6 +7,8 @@ prompt; so such a function is kept only where the answer has no other of its nam
 
 from __future__ import annotations
 
+import ast
+import itertools
 from dataclasses import dataclass
 
 from modal_eval.harnesses.adapters.evalplus_oracle import without_datasets
@@ -23,11 +25,15 @@ class Extracted:
 
 
 def extract(text: str, entry_point: str) -> Extracted:
-    """Both ways to read the code in `text`. Takes time with the square of the text's lines."""
+    """Both ways to read the code in `text`; a text that no parser takes (a NUL, half a character) is judged as it is."""
     without_datasets()
     from evalplus import sanitize as evalplus
 
-    found: str = evalplus.code_extract(text)
+    try:
+        found = longest_code(text)
+        found.encode()
+    except ValueError as error:
+        return Extracted(text, text, f"none: {error}")
     originals = evalplus.code_extract, evalplus.has_return_statement
     evalplus.code_extract = lambda code: found if code == text else originals[0](code)
     try:
@@ -40,6 +46,42 @@ def extract(text: str, entry_point: str) -> Extracted:
     finally:
         evalplus.code_extract, evalplus.has_return_statement = originals
     return Extracted(ours, theirs, "sanitize" if ours == theirs else "sanitize, with functions that return nothing")
+
+
+def longest_code(text: str) -> str:
+    """The window of at least two lines that parses and has the most lines that are not blank; the first such, the shortest.
+
+    The same as EvalPlus's `code_extract`, which parses all n²/2 windows: minutes for a model's long reasoning. Here, a
+    start that cannot win any more is not tried, and an error in a line rules out every window that goes on past it.
+    Without such a window it is the first line.
+    """
+    lines = text.split("\n")
+    filled = list(itertools.accumulate((bool(line.strip()) for line in lines), initial=0))
+    best, best_count = (0, 0), 0
+    for start in range(len(lines)):
+        end = len(lines) - 1
+        while end > start and filled[end + 1] - filled[start] > best_count:
+            fault = _fault_line(lines[start : end + 1])
+            if fault is None:
+                best_count = filled[end + 1] - filled[start]
+                while end - 1 > start and not lines[end].strip():
+                    end -= 1
+                best = (start, end)
+                break
+            end = min(end - 1, start + fault - 2)
+    return "\n".join(lines[best[0] : best[1] + 1])
+
+
+def _fault_line(lines: list[str]) -> int | None:
+    """Number of the line, from 1, that no parser gets past; one beyond the last where the fault has no sure place."""
+    try:
+        ast.parse("\n".join(lines))
+    except SyntaxError as error:
+        placed = error.lineno if error.lineno and "f-string" not in str(error) else len(lines) + 1
+        return min(placed, len(lines) + 1)
+    except (MemoryError, RecursionError):
+        return len(lines) + 1
+    return None
 
 
 def _returning_functions(code: str) -> set[str]:
