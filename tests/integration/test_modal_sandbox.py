@@ -210,3 +210,45 @@ def test_without_modals_package_the_error_says_where_to_add_it(monkeypatch: pyte
 def test_a_check_leaves_no_container_behind(modal: Modal) -> None:
     assert modal({"method": "check"}) == [None]
     assert len(modal.events("create")) == len(modal.events("terminate")) == 1
+
+
+PROBLEMS = [
+    {
+        "question_id": "double", "question_content": "Double it.", "starter_code": "", "platform": "atcoder",
+        "difficulty": "easy", "contest_date": "2024-01-01", "metadata": "{}", "private_test_cases": "",
+        "public_test_cases": json.dumps([{"input": "2\r\n", "output": "4\r\n"}, {"input": "5", "output": "10"}]),
+    },
+    {
+        "question_id": "pair", "question_content": "Pair it.", "starter_code": "class Solution:", "platform": "leetcode",
+        "difficulty": "easy", "contest_date": "2024-01-01", "metadata": {"func_name": "pair"}, "private_test_cases": [],
+        "public_test_cases": [{"input": "1\n[2]", "output": "[1, [2]]"}],
+    },
+]  # fmt: skip
+ANSWERS = [
+    (0, "```python\nprint(2 * int(input()))\n```", 1.0),
+    (0, "```python\nprint(input() * 2)\n```", 0.0),
+    (0, "```python\nimport os\nos._exit(0)\n```", 0.0),
+    (1, "```python\nclass Solution:\n    def pair(self, a: int, b: List[int]): return a, b\n```", 1.0),
+    (1, "```python\nclass Solution:\n    def pair(self, a, b): return [b, a]\n```", 0.0),
+]
+
+
+@needs_root
+def test_livecodebench_scored_on_modal_says_so_in_each_row_and_gives_its_containers_back(modal: Modal) -> None:
+    data = modal.home / "problems.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in PROBLEMS))
+    request = {
+        "env_id": "livecodebench-modal", "env_args": {"data_files": str(data), "sandbox_backend": "modal"},
+        "answers": [(index, text) for index, text, _ in ANSWERS],
+    }  # fmt: skip
+    done = subprocess.run(
+        [modal.python, SUPPORT / "score_answers.py"], input=json.dumps(request), capture_output=True, text=True,
+        timeout=120, check=False, env={**os.environ, **modal.variables},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    scores = json.loads(done.stdout.splitlines()[-1])["scores"]
+    assert [each["reward"] for each in scores] == [reward for _, _, reward in ANSWERS]
+    assert {each["info"]["sandbox"]["backend"] for each in scores} == {"modal"}
+    made, ended = ({event["id"] for event in modal.events(kind)} for kind in ("create", "terminate"))
+    assert made == ended
+    assert len(made) == 2, "one to see that it works, before anything is generated, and one for the scoring"
