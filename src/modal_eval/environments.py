@@ -48,11 +48,14 @@ def ensure_environment(name: str, *, packages: Sequence[str] = (), say: Callable
     return python
 
 
-def named_environment(folder: str) -> Path:
-    """The Python of an environment that the team already has."""
-    python = Path(folder).expanduser() / "bin" / "python"
-    if not python.is_file():
-        raise EngineEnvError(f"environment={folder} has no bin/python; give the folder of a virtual environment")
+def named_environment(place: str) -> Path:
+    """The Python of an environment that the team already has: `place` is its folder, or that Python itself."""
+    path = Path(place).expanduser()
+    python = path if path.is_file() else path / "bin" / "python"
+    if not os.access(python, os.X_OK):
+        raise EngineEnvError(
+            f"environment={place} is no Python and has no bin/python; give a virtual environment's folder or its Python"
+        )
     return python
 
 

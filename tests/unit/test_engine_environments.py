@@ -131,7 +131,7 @@ def test_a_name_without_requirements_is_told(checkout):
 
 
 def test_a_folder_that_is_no_environment_is_told(tmp_path):
-    with pytest.raises(EngineEnvError, match="has no bin/python; give the folder of a virtual environment"):
+    with pytest.raises(EngineEnvError, match="has no bin/python; give a virtual environment's folder or its Python"):
         named_environment(str(tmp_path))
 
 

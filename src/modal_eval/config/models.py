@@ -39,7 +39,7 @@ class InfraConfig(Section):
     api_key_env: str | None = None
     """Name of the environment variable that holds the endpoint's key. The key itself is written nowhere."""
     environment: str | None = None
-    """Folder of a virtual environment that already has the engine; otherwise one is made under `.venvs/`."""
+    """Folder of a virtual environment, or its Python, that already has the engine; otherwise one is made under `.venvs/`."""
     gpu: str = "A100-80GB"
     """GPU type and count, such as `A100-80GB:2`."""
     timeout: Annotated[int, Field(ge=1)] = 7200
@@ -149,7 +149,8 @@ class EvalConfig(Section):
     harness_api: Literal["auto", "legacy", "v1"] = "auto"
     """verifiers' interface: `legacy` has `load_environment()`, `v1` has tasksets; `auto` asks the package."""
     environment: str | None = None
-    """Folder of a virtual environment that already has the harness; otherwise one is made under `.venvs/`."""
+    """Folder of a virtual environment, or its Python, that already has the harness; otherwise one is made under
+    `.venvs/`."""
     module_paths: list[str] = []
     """Folders with environment modules of your own, searched before ours."""
     packages: list[str] = []

@@ -10,7 +10,7 @@ from modal_eval.errors import ConfigError
 
 LOCKED = {"legacy": "verifiers-legacy", "v1": "verifiers-v1"}
 """The locked file of `requirements/` for each of verifiers' interfaces."""
-HARNESSES = {"evalplus": "evalplus", "lm_eval": "lm-eval"}
+HARNESSES = {"evalplus": "evalplus", "lm_eval": "lm-eval", "olmes": "olmes"}
 """The locked file of the other harnesses that we can install."""
 
 
@@ -27,6 +27,12 @@ def environment_for(config: RunConfig) -> Path:
                 f"{config.eval.environment}, which is yours; install them there and drop eval.packages"
             )
         return named_environment(config.eval.environment)
+    if config.eval.harness == "olmes" and not config.eval.packages:
+        raise ConfigError(
+            "OLMES comes with no environment of ours: clone allenai/olmes, install it in a virtual environment of its own, and "
+            "name that with --eval.environment=/opt/olmes-venv/bin/python; or name its package with --eval.packages, such as "
+            "'ai2-olmes @ git+URL@COMMIT', and an environment is made"
+        )
     if name := HARNESSES.get(config.eval.harness):
         return ensure_environment(name, packages=config.eval.packages)
     api = "legacy" if config.eval.harness_api == "auto" else config.eval.harness_api

@@ -34,6 +34,10 @@ KEEP: dict[str, Callable[[Row, str | None], bool]] = {
 """Which rows of a file a data set of the Hub has, by its path, for (row, configuration); all where nothing is said."""
 
 
+def everything(row: Row, name: str | None) -> bool:
+    return True
+
+
 @contextmanager
 def sources_of(settings: Settings) -> Iterator[None]:
     """Load tasks from the files of `settings`, or from the Hub at its revision, and read each split once.
@@ -83,7 +87,7 @@ def from_files(settings: Settings) -> Callable[..., None]:
     def local(self: Any, dataset_kwargs: Row | None = None, **_: Any) -> None:
         config = self.config
         path, name = self.DATASET_PATH, self.DATASET_NAME
-        keep = KEEP.get(path, lambda row, name: True)
+        keep = KEEP.get(path, everything)
         rows = [row for row in asked if keep(row, name)]
         if not rows:
             raise SetupError(f"data_files={settings.data_files} has no rows for {config.task} ({path} {name or ''})")

@@ -1,0 +1,155 @@
+"""OLMES's harness: its command line, its files, and what is said when it is not there.
+
+OLMES itself is in no registry, so these tests install a small `oe_eval` into an environment of their own: a command with the
+options that OLMES documents, which asks the server it is given and writes files in OLMES's form.
+"""
+
+import json
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from modal_eval.config.load import load_benchmark, resolve
+from modal_eval.config.models import BenchmarkConfig, Overrides
+from modal_eval.errors import ConfigError, HarnessError
+from modal_eval.harnesses.environment import environment_for
+from modal_eval.harnesses.run import describe
+from modal_eval.stages.preparing import harness_job
+from tests.support.upstream import upstream
+
+pytestmark = pytest.mark.timeout(300)
+LAUNCH = """
+import argparse, json, pathlib, urllib.request
+parser = argparse.ArgumentParser()
+for name in ("model", "model-type", "model-args", "output-dir", "save-raw-requests", "gpus", "task-args"):
+    parser.add_argument(f"--{name}")
+parser.add_argument("--limit", type=float)
+parser.add_argument("--num-shots", type=int)
+parser.add_argument("--task", nargs="+")
+args = parser.parse_args()
+assert args.model_type == "litellm"
+provider, model = args.model.split("/", 1)
+base = json.loads(args.model_args)["api_base_url"]
+
+def ask(text):
+    body = {"model": model, "messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 512}
+    request = urllib.request.Request(f"{base}/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    return json.load(urllib.request.urlopen(request))["choices"][0]["message"]["content"]
+
+def write(path, lines):
+    path.write_text("".join(json.dumps(line) + "\\n" for line in lines))
+
+folder = pathlib.Path(args.output_dir)
+folder.mkdir(parents=True, exist_ok=True)
+for index, task in enumerate(args.task):
+    if task == "broken":
+        raise SystemExit("Task broken not found in the task library")
+    name = task.split("::")[0]
+    docs = [{"question": f"{name}: how much is {n} and {n}?", "answer": str(2 * n)} for n in range(8)][: int(args.limit or 8)]
+    stem = folder / f"task-{index:03d}-{name}"
+    requests, predictions = [], []
+    for doc_id, doc in enumerate(docs):
+        context = {"messages": [{"role": "user", "content": doc["question"]}]}
+        requests.append({"request_type": "generate_until", "doc": doc, "request": {"context": context}, "idx": 0,
+                         "task_name": name, "doc_id": doc_id, "native_id": f"n{doc_id}", "label": doc["answer"]})
+        said = ask(doc["question"])
+        right = float(doc["answer"] in said)
+        predictions.append({"doc_id": doc_id, "native_id": f"n{doc_id}", "label": doc["answer"], "task_hash": "h",
+                            "metrics": {"f1": 0.5, "exact_match": right, "answer_format": "plain"},
+                            "model_output": [{"continuation": said, "num_tokens": 3}]})
+    score = sum(one["metrics"]["exact_match"] for one in predictions) / len(predictions)
+    pathlib.Path(f"{stem}-metrics.json").write_text(json.dumps({
+        "task_name": name, "task_hash": "h", "num_instances": len(docs),
+        "task_config": {"primary_metric": "exact_match", "metadata": {"alias": task}},
+        "metrics": {"exact_match": score, "primary_score": score}}))
+    write(pathlib.Path(f"{stem}-predictions.jsonl"), predictions)
+    write(pathlib.Path(f"{stem}-requests.jsonl"), requests)
+"""
+
+
+@pytest.fixture(scope="module")
+def olmes(tmp_path_factory):
+    """A virtual environment with the small `oe_eval`; its Python."""
+    folder = tmp_path_factory.mktemp("olmes") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
+    (site / "oe_eval").mkdir(parents=True)
+    (site / "oe_eval" / "__init__.py").touch()
+    (site / "oe_eval" / "launch.py").write_text(LAUNCH)
+    return folder / "bin" / "python"
+
+
+def benchmark(folder, python, env_id="gsm8k::olmes", **env_args):
+    path = folder / "mine.yaml"
+    config = {
+        "env_id": env_id,
+        "eval": {"harness": "olmes", "environment": str(python), "max_unscored": 0},
+        "env_args": env_args,
+    }
+    path.write_text(json.dumps(config))  # JSON is YAML
+    return str(path)
+
+
+def refusal(python, run_dir, env_id="gsm8k::olmes", rollouts=1, **env_args):
+    settings = {"harness": "olmes", "environment": str(python), "rollouts": rollouts}
+    config = resolve("stub", BenchmarkConfig(env_id=env_id, eval=settings, env_args=env_args))
+    with pytest.raises(HarnessError) as refused:
+        describe(harness_job(config, base_url="http://127.0.0.1:9/v1", model="stub"), run_dir, environment_for(config))
+    return str(refused.value)
+
+
+def test_olmes_is_asked_through_the_proxy_and_its_files_become_rows_and_metadata(cli, mark, olmes):
+    known = {
+        f"{task}: how much is {n} and {n}?": f"I say {2 * n if n else 'zero'}."
+        for task in ("gsm8k", "drop")
+        for n in range(8)
+    }
+    mine = benchmark(cli.folder, olmes.parent.parent, env_id="gsm8k::olmes,drop::tulu")
+    with upstream(answer="known", known=known) as server:
+        cli("run", *cli.arguments(server.base_url, benchmark=mine))
+        assert server.stats()["posts"] == 16
+        assert {entry["path"] for entry in server.log()} == {"/v1/chat/completions"}
+        (cli.run_dir / "results.jsonl").unlink()
+        cli("resume", str(cli.run_dir))
+        assert server.stats()["posts"] == 16
+    rows, summary = cli.rows(), cli.metadata()
+    assert [row["reward"] for row in rows] == [0.0] * 2 + [1.0] * 14
+    assert [row["task"] for row in rows] == ["gsm8k::olmes", "drop::tulu"] * 8
+    assert rows[6]["prompt"] == [{"role": "user", "content": "gsm8k: how much is 3 and 3?"}]
+    assert (rows[6]["completion"], rows[6]["answer"], rows[6]["f1"], rows[6]["info"]["native_id"]) == (
+        "I say 6.",
+        "6",
+        0.5,
+        "n3",
+    )
+    assert summary["avg_reward"] == pytest.approx(7 / 8)
+    assert summary["olmes"]["tasks"]["drop::tulu"] == {"exact_match": 7 / 8, "primary_score": 7 / 8, "num_instances": 8}
+    assert summary["num_unscored"] == 0
+
+
+def test_fewer_examples_are_the_first_ones_of_each_task_and_no_more_is_asked(cli, mark, olmes):
+    mine = benchmark(cli.folder, olmes, env_id="gsm8k::olmes,drop::tulu")
+    with upstream(answer="known", known={"how much is 1 and 1?": "2"}) as server:
+        cli("run", *cli.arguments(server.base_url, "--eval.num_examples=3", benchmark=mine))
+        assert server.stats()["posts"] == 4
+    assert [(row["task"], row["info"]["doc_id"]) for row in cli.rows()] == [
+        ("gsm8k::olmes", 0), ("drop::tulu", 0), ("gsm8k::olmes", 1),
+    ]  # fmt: skip
+    assert [row["reward"] for row in cli.rows()] == [0.0, 0.0, 1.0]
+
+
+def test_what_cannot_be_run_is_refused_with_the_way_out(olmes, tmp_path):
+    assert "clone allenai/olmes" in refusal(sys.executable, tmp_path)
+    assert "Task broken not found in the task library" in refusal(olmes, tmp_path, env_id="broken")
+    assert "several times by the task's own settings" in refusal(olmes, tmp_path, rollouts=2)
+    assert "--env.allow_unsandboxed_code=true" in refusal(olmes, tmp_path, env_id="codex_humaneval::olmes")
+    assert "no such setting of the olmes harness" in refusal(olmes, tmp_path, shots=3)
+
+
+def test_without_a_named_environment_the_error_says_how_to_get_olmes():
+    config = resolve("stub", load_benchmark("olmes_gsm8k"), Overrides(eval={"environment": None}))
+    with pytest.raises(ConfigError, match="clone allenai/olmes"):
+        environment_for(config)
