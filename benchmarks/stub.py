@@ -1,6 +1,6 @@
 """A model server that only answers: as fast as Python can, after a latency of one's choice.
 
-    python benchmarks/stub.py --latency 0.1        # prints {"port": N}, serves until stdin ends
+    python benchmarks/stub.py --latency 0.1        # prints {"port": N}, serves until stdin ends, then prints its counts
 
 It speaks as much HTTP/1.1 as a keep-alive client needs, because a server with a framework would be what is measured.
 """
@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import json
 import sys
+import time
 
 import uvloop
 
@@ -37,6 +38,8 @@ def answer(number: int) -> bytes:
 
 class Stub(asyncio.Protocol):
     calls = 0
+    first = last = 0.0
+    """When the first call arrived and the last answer left, on the clock that all processes of this machine share."""
 
     def __init__(self, latency: float) -> None:
         self.latency = latency
@@ -54,8 +57,12 @@ class Stub(asyncio.Protocol):
             if len(self.data) < end + 4 + length:
                 return
             self.data = self.data[end + 4 + length :]
-            Stub.calls += head.startswith(b"post")
-            reply = answer(Stub.calls) if head.startswith(b"post") else HEALTH
+            if not head.startswith(b"post"):
+                self.transport.write(HEALTH)  # type: ignore[attr-defined]
+                continue
+            Stub.calls += 1
+            Stub.first = Stub.first or time.monotonic()
+            reply = answer(Stub.calls)
             if self.latency:
                 asyncio.get_running_loop().call_later(self.latency, self.write, reply)
             else:
@@ -64,6 +71,7 @@ class Stub(asyncio.Protocol):
     def write(self, reply: bytes) -> None:
         if not self.transport.is_closing():
             self.transport.write(reply)  # type: ignore[attr-defined]
+            Stub.last = time.monotonic()
 
 
 async def main() -> None:
@@ -74,6 +82,7 @@ async def main() -> None:
     server = await loop.create_server(lambda: Stub(latency), "127.0.0.1", 0, backlog=4096)
     print(json.dumps({"port": server.sockets[0].getsockname()[1]}), flush=True)
     await loop.run_in_executor(None, sys.stdin.read)
+    print(json.dumps({"calls": Stub.calls, "first": Stub.first, "last": Stub.last}), flush=True)
 
 
 if __name__ == "__main__":
