@@ -152,8 +152,8 @@ def best(run: Callable[[str], float | None], expected: int, rounds: int) -> Meas
 
 def main() -> int:
     if not HUMANEVAL.is_file():
-        print(f"no data: {HUMANEVAL} is not there; set MODAL_EVAL_TEST_DATA")
-        return 1
+        print(f"nothing measured: {HUMANEVAL.name} is not in {HUMANEVAL.parent}; set MODAL_EVAL_TEST_DATA")
+        return 0
     failed = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
