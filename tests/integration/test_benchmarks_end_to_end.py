@@ -84,6 +84,26 @@ def test_five_examples_of_each_benchmark_end_with_a_number_of_a_real_model(
         assert {row["info"]["sandbox"]["backend"] for row in cli.rows()} == {"local"}
 
 
+@needs_sandbox
+@pytest.mark.parametrize("benchmark", ["humaneval", "humaneval_plus", "mbpp", "mbpp_plus"])
+def test_five_examples_of_each_of_evalplus_benchmarks_end_with_a_number_of_a_real_model(
+    cli: Cli, llamacpp: str, benchmark: str
+) -> None:
+    human = benchmark.startswith("humaneval")
+    file = "humaneval_plus/HumanEvalPlus-v0.1.10.jsonl.gz" if human else "mbpp_plus/MbppPlus-v0.2.0.jsonl.gz"
+    cli(
+        "run", "-m", MODEL, "-b", benchmark, "--run-dir", str(cli.run_dir), f"--infra.base_url={llamacpp}",
+        f"--env.data_files={data_file(file)}", "--eval.num_examples=5", "--eval.max_concurrent=5", "--sampling.max_tokens=48",
+    )  # fmt: skip
+    summary = cli.metadata()
+    assert (summary["status"], summary["num_scored"], summary["num_unscored"]) == ("complete", 5, 0)
+    assert summary["avg_reward"] == summary["avg_metrics"]["plus_pass" if benchmark.endswith("plus") else "base_pass"]
+    assert summary["sandboxes"] == {"local": 5}
+    for row in cli.rows():
+        assert row["completion"]
+        assert set(row["status"]) == set(row["evalplus_status"]) == {"base", "plus"}
+
+
 def replayed(cli: Cli, run_dir: Path, base_url: str, inputs: Path) -> dict[str, Any]:
     cli.run_dir = run_dir
     cli(
