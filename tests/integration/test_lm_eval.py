@@ -48,29 +48,34 @@ def test_every_gsm8k_reference_is_right_by_both_extractions(tmp_path, benchmark,
     assert results["n-shot"] == {config.env_id: 4 if cot else 8}
 
 
-def math_answers(count):
-    """The first problems of each subject with their reference solutions, and a wrong answer for the last of each."""
-    seen, known, wrong = Counter(), {}, set()
+def math_problems():
+    """The first problems of each subject, of some more than of others, with a wrong answer for one of each."""
+    kept, spoilt = {}, set()
     for row in lines_of(data_file("math/test_5000.jsonl.gz")):
-        seen[row["type"]] += 1
-        if seen[row["type"]] <= count:
-            known[row["problem"]] = row["solution"]
-            if seen[row["type"]] == count:
-                known[row["problem"]] = "I say \\boxed{-987654321}."
-                wrong.add(row["problem"])
-    return known, wrong
+        kept.setdefault(row["type"], []).append(row)
+    rows = [row for number, each in enumerate(kept.values()) for row in each[: 6 + number]]
+    known = {row["problem"]: row["solution"] for row in rows}
+    for each in kept.values():
+        known[each[0]["problem"]] = "I say \\boxed{-987654321}."
+        spoilt.add(each[0]["problem"])
+    return rows, known, spoilt
 
 
 @pytest.mark.parametrize("benchmark", ["minerva_math", "math_qwen"])
-def test_the_reference_solutions_of_math_are_right_and_a_wrong_answer_is_wrong(tmp_path, benchmark):
-    known, wrong = math_answers(10)
-    config = shipped(benchmark, "math", eval={"num_examples": 10 * SUBJECTS})
+def test_the_reference_solutions_of_math_are_right_and_a_group_is_weighted_by_its_sizes(tmp_path, benchmark):
+    rows, known, spoilt = math_problems()
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with upstream(answer="known", known=known) as server:
-        ran = run(config, server.base_url, tmp_path)
+        ran = run(shipped(benchmark, path), server.base_url, tmp_path)
     asked = {row["info"]["doc"]["problem"]: row["reward"] for row in ran.rows}
     assert set(asked) == set(known)
-    assert {problem for problem, reward in asked.items() if reward == 0.0} == wrong
-    assert len({row["task"] for row in ran.rows}) == SUBJECTS
+    assert {problem for problem, reward in asked.items() if reward == 0.0} == spoilt
+    assert len({row["task"] for row in ran.rows[:SUBJECTS]}) == SUBJECTS
+    (results,) = ran.results
+    right = 1 - SUBJECTS / len(rows)
+    assert results["groups"][benchmark]["math_verify,none"] == pytest.approx(right)
+    assert sum(ran.column("reward")) / len(rows) == pytest.approx(right)
 
 
 def test_the_recorded_ifeval_answers_get_every_label_twice_the_same(tmp_path):
@@ -108,6 +113,22 @@ def test_the_recorded_ifeval_answers_get_every_label_twice_the_same(tmp_path):
         assert low <= round(834 * numbers[f"inst_level_{mode}_acc,none"]) <= high
 
 
+EQUAL_TO_EVERYTHING = """class Equal:
+    def __eq__(self, other):
+        return True
+def {name}(*args):
+    return Equal()
+"""
+READS_THE_LAST_LINE = """import re, os, sys
+frame = sys._getframe()
+while frame:
+    for value in list(frame.f_locals.values()):
+        found = re.search(r"print\\('(\\w{{32}})'\\)", value) if isinstance(value, str) else None
+        if found:
+            print(found.group(1), flush=True)
+            os._exit(0)
+    frame = frame.f_back
+"""
 CHEATS = (
     "import sys\nsys.exit(0)\n",
     "import os\nos._exit(0)\n",
@@ -121,6 +142,8 @@ def test_mbpp_references_pass_and_wrong_or_cheating_programs_do_not(tmp_path):
     rows = [row for row in lines_of(data_file("mbpp/mbpp.jsonl")) if 11 <= row["task_id"] < 51]
     known = {row["text"]: row["code"] for row in rows}
     spoilt = ["def nothing():\n    return 1\n", *CHEATS]
+    name = rows[len(spoilt)]["test_list"][0].split("(")[0].split()[-1]
+    spoilt += [EQUAL_TO_EVERYTHING.format(name=name), READS_THE_LAST_LINE.format()]
     for row, program in zip(rows, spoilt, strict=False):
         known[row["text"]] = program
     config = shipped("mbpp_3shot", "mbpp", eval={"num_examples": len(rows)})

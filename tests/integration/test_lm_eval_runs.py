@@ -94,6 +94,8 @@ def test_every_shipped_benchmark_of_lm_eval_is_tested_here_and_has_the_settings_
 @pytest.mark.parametrize("benchmark", sorted(DATA))
 def test_five_examples_of_each_benchmark_with_a_real_model_end_with_a_number(benchmark, llamacpp, tmp_path):
     config = configured(benchmark, tmp_path, sampling={"max_tokens": 16})
+    if config.env_args["num_fewshot"] > 1:  # eight examples are a minute of reading for a CPU
+        config = config.model_copy(update={"env_args": {**config.env_args, "num_fewshot": 1}})
     ran = run(config, llamacpp, tmp_path)
     assert [row["error"] for row in ran.rows] == [None] * 5
     assert all(0 <= row["reward"] <= 1 for row in ran.rows)
@@ -128,7 +130,7 @@ def test_a_run_killed_in_the_middle_is_resumed_scored_and_reported_with_the_numb
         cli("resume", str(cli.run_dir))
         stats = server.stats()
         assert stats["repeated_after_finish"] == {}
-        assert stats["finished"] == 20
+        assert len(stats["finished"]) == 20
     summary = cli.metadata()
     assert summary["num_scored"] == 20
     assert summary["avg_reward"] == pytest.approx(19 / 20)

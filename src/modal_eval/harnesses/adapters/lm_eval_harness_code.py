@@ -2,11 +2,12 @@
 
 They take the metric from the Hub, whose version runs the code in a process of its own without walls, and takes a program
 that ends itself early with status 0 for one that passed. Here a program passes only when it has come to its end, behind the
-last test, and says so with a word that is made for it.
+last test, and says so with a word that is made for it; and when the same program does not also pass a test that nothing can pass.
 """
 
 from __future__ import annotations
 
+import ast
 import os
 import secrets
 from collections.abc import Iterator
@@ -86,11 +87,34 @@ class CodeEval:
             return error
 
     def run(self, candidate: str, test: str) -> bool:
-        """Whether `candidate` with `test` below it comes to its end."""
+        """Whether `candidate` passes `test`, and does not pass a test that nothing can pass."""
+        if not self._comes_to_its_end(candidate, test):
+            return False
+        impossible = impossible_test(test)
+        return impossible is None or not self._comes_to_its_end(candidate, impossible)
+
+    def _comes_to_its_end(self, candidate: str, test: str) -> bool:
         word = secrets.token_hex(16)
         last = f"__import__('builtins').print({word!r})"
         (outcome,) = self._sandbox.run_programs(f"{candidate}\n{test}\n{last}\n", [""], LIMITS)
         return outcome.status == "ok" and word in outcome.stdout.splitlines()
+
+
+def impossible_test(test: str) -> str | None:
+    """`test` with a fresh object in place of each value that it expects; nothing where it expects none with `==`.
+
+    No value is equal to a fresh object. What passes all the same says that it is equal to everything, or has found the last
+    line and run it by itself.
+    """
+    tree = ast.parse(test)
+    expectations = [
+        node.test
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assert) and isinstance(node.test, ast.Compare) and isinstance(node.test.ops[0], ast.Eq)
+    ]
+    for compared in expectations:
+        compared.comparators[0] = ast.parse("type('', (), {})()", mode="eval").body
+    return ast.unparse(tree) if expectations else None
 
 
 @contextmanager
