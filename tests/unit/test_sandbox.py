@@ -211,6 +211,19 @@ def test_an_object_that_equals_everything_is_no_json_and_so_no_result() -> None:
     assert call_function(source, "solve", [[1]])[0].status == "unserialisable"
 
 
+def test_what_goes_for_its_grader_is_flagged_and_what_merely_fails_is_not():
+    def flag(body: str) -> str | None:
+        return call_function(f"def f():\n    {body}", "f", [[]], SHORT)[0].tampered
+
+    assert flag("import os; os._exit(0)") == "left the process before its test had ended"
+    assert flag("import os; os.kill(os.getppid(), 9)") == "ended the sandbox"
+    assert flag("return type('Yes', (), {'__eq__': lambda *_: True})()") == "returned an object that equals everything"
+    assert flag("return object()") is None
+    assert flag("raise ValueError") is None
+    assert flag("return 1") is None
+    assert run_program("raise SystemExit(0)", "", SHORT).tampered is None
+
+
 def test_an_integer_that_equals_everything_becomes_its_plain_value() -> None:
     source = "class Any(int):\n    def __eq__(self, other):\n        return True\ndef solve(x):\n    return Any(7)"
     value = call_function(source, "solve", [[1]])[0].value

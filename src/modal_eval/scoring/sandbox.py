@@ -86,6 +86,8 @@ class Outcome:
     """Negative for a signal; `None` when it did not end by itself."""
     cpu_s: float
     wall_s: float
+    tampered: str | None = None
+    """What the code did that no solution needs, as far as it was seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,8 @@ class CallOutcome:
     stderr: str
     cpu_s: float
     wall_s: float
+    tampered: str | None = None
+    """What the code did that no solution needs, as far as it was seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +125,15 @@ class Sandbox:
         """
         rows = self._run("program", source, prelude, "", list(stdins), limits or Limits())
         return [
-            Outcome(row["status"], row["stdout"], row["stderr"], row["exit_code"], row["cpu_s"], row["wall_s"])
+            Outcome(
+                row["status"],
+                row["stdout"],
+                row["stderr"],
+                row["exit_code"],
+                row["cpu_s"],
+                row["wall_s"],
+                row["tampered"],
+            )
             for row in rows
         ]
 
@@ -140,7 +152,10 @@ class Sandbox:
         starts from a fresh copy of the module. Arguments and results travel as JSON, so a tuple comes back as a list.
         """
         rows = self._run("call", source, prelude, name, [list(each) for each in argument_lists], limits or Limits())
-        return [CallOutcome(row["status"], row["value"], row["stderr"], row["cpu_s"], row["wall_s"]) for row in rows]
+        return [
+            CallOutcome(row["status"], row["value"], row["stderr"], row["cpu_s"], row["wall_s"], row["tampered"])
+            for row in rows
+        ]
 
     def facts(self) -> dict[str, str]:
         """What belongs into a row's `info`: the backend and its interpreter."""
@@ -382,7 +397,12 @@ def _checked(row: dict[str, Any]) -> dict[str, Any]:
         "exit_code": None if row.get("exit_code") is None else int(row["exit_code"]),
         "cpu_s": float(row["cpu_s"]),
         "wall_s": float(row["wall_s"]),
+        "tampered": LEFT_EARLY if row["status"] == "no_result" else row.get("tampered") and str(row["tampered"]),
     }
+
+
+LEFT_EARLY = "left the process before its test had ended"
+ENDED_THE_SANDBOX = "ended the sandbox"
 
 
 def _never_reported(index: int, rows: dict[int, dict[str, Any]]) -> dict[str, Any]:
@@ -396,4 +416,5 @@ def _never_reported(index: int, rows: dict[int, dict[str, Any]]) -> dict[str, An
         "exit_code": None,
         "cpu_s": 0.0,
         "wall_s": 0.0,
+        "tampered": ENDED_THE_SANDBOX if ended_here else None,
     }

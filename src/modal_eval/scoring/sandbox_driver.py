@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 STDERR_KEPT = 2_000
+EQUALS_EVERYTHING = "returned an object that equals everything"
 
 
 def main() -> None:
@@ -171,11 +172,19 @@ def call(request: dict[str, Any], arguments: list[Any], channel: int) -> int:
     try:
         text = json.dumps(value)
     except BaseException:  # noqa: BLE001
-        text = "unserialisable"
+        text = EQUALS_EVERYTHING if equals_everything(value) else "unserialisable"
     data = text.encode()
     while data:
         data = data[os.write(channel, data) :]
     return 0
+
+
+def equals_everything(value: Any) -> bool:
+    try:
+        kind: Any = type(value)
+        return bool(kind.__eq__(value, object()) is True)
+    except BaseException:  # noqa: BLE001 - the code of a stranger
+        return False
 
 
 def report(error: BaseException) -> None:
@@ -259,7 +268,8 @@ def returned(status: str, data: bytes) -> dict[str, Any]:
     try:
         return {"value": json.loads(data)}
     except ValueError:
-        return {"status": "unserialisable", "value": None}
+        forged = data == EQUALS_EVERYTHING.encode()
+        return {"status": "unserialisable", "value": None, **({"tampered": EQUALS_EVERYTHING} if forged else {})}
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ C_ENCODER: Any = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
 )
 LARGE_BYTES = 1 << 18
 """What `marshal` makes of a large value is longer than this."""
+SAMPLE = 1000
+"""Elements of a large value that are looked at to tell whether it is text alone."""
 LARGE = 1 << 62
 """Integers beyond this go as hexadecimal text, for which Python has no limit on digits."""
 
@@ -59,7 +61,9 @@ def to_json(packed: Any) -> str:
 def encode_or_digest(value: Any) -> str:
     """`encode`, but only a digest of a large value: enough to tell it from another, in a tenth of time and memory.
 
-    A large value that `marshal` does not take (a set, a subclass, a cycle) is written out whole.
+    The digest says beside the type whether it is `exact`: text alone, for which another digest means another value, where
+    2 and 2.0 are equal and written differently. A large value that `marshal` does not take (a set, a subclass, a cycle) is
+    written out whole.
     """
     try:
         data = marshal.dumps(value, 2)
@@ -67,11 +71,33 @@ def encode_or_digest(value: Any) -> str:
         return encode(value)
     if len(data) <= LARGE_BYTES:
         return encode(value)
-    return f'{{"h":["{hashlib.sha256(data).hexdigest()}","{type(value).__name__}"]}}'
+    kind = "exact" if all(type(leaf) in (str, bytes) for leaf in _leaves(value, SAMPLE)) else "loose"
+    return f'{{"h":["{hashlib.sha256(data).hexdigest()}","{type(value).__name__}","{kind}"]}}'
+
+
+def _leaves(value: Any, most: int) -> Iterator[Any]:
+    """The first `most` innermost elements; a dict counts as one, because its order does not matter."""
+    waiting = [iter((value,))]
+    while waiting and most:
+        for each in waiting[-1]:
+            if type(each) in (list, tuple):
+                waiting.append(iter(each))
+                break
+            most -= 1
+            yield each
+            if not most:
+                break
+        else:
+            waiting.pop()
 
 
 def is_digest(text: str) -> bool:
     return text.startswith('{"h"')
+
+
+def is_loose(text: str) -> bool:
+    """Whether it is a digest of a value that another digest may be equal to."""
+    return is_digest(text) and text.endswith('"loose"]}')
 
 
 def decode(text: str) -> Any:

@@ -77,7 +77,7 @@ async def judge(problem: Problem, code: str, sandbox: Sandbox, limits: Limits) -
         outcomes, retried = [*outcomes[:doubtful], *again], 1
     passed = [has_passed(problem, index, outcome) for index, outcome in enumerate(outcomes)]
     statuses = dict(Counter(str(outcome.status) for outcome in outcomes))
-    tampered = any(getattr(outcome, "tampered", None) for outcome in outcomes)
+    tampered = any(outcome.tampered for outcome in outcomes)
     return Judgement(passed, {**statuses, **({"retried": retried} if retried else {})}, tampered)
 
 
@@ -106,7 +106,7 @@ def first_doubtful(outcomes: Sequence[Outcome | CallOutcome], limits: Limits) ->
 
 
 def has_passed(problem: Problem, index: int, outcome: Any) -> bool:
-    if outcome.status != "ok" or getattr(outcome, "tampered", None):
+    if outcome.status != "ok" or outcome.tampered:
         return False
     test = problem.tests[index]
     if problem.function is None:
