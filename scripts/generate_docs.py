@@ -178,7 +178,7 @@ def cli_page() -> str:
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-COMMANDS = ("run", "resume", "score", "runs", "benchmarks", "status", "stop")
+COMMANDS = ("run", "resume", "score", "runs", "benchmarks", "status", "stop", "gpus")
 
 
 def help_block(tokens: list[str]) -> str:

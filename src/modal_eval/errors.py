@@ -6,6 +6,7 @@
     │   └── RunLockedError another process is writing this run folder                            (exit 2)
     ├── CheckpointError    whoever made the model folder: a file is missing or broken
     ├── EngineEnvError     whoever looks after the machine: uv, a package, a Debian package
+    ├── GpuError           whoever looks after the node: no GPU, none free in time, a driver that does not answer
     ├── ServerError        the model server did not start, died, or cannot be reached
     ├── JournalError       the journal cannot be written or read (a full disk, a broken file)
     ├── HarnessError       the harness process failed as a whole
@@ -57,6 +58,10 @@ class CheckpointError(ModalEvalError):
 
 class EngineEnvError(ModalEvalError):
     """A harness's or an engine's environment is missing and cannot be made."""
+
+
+class GpuError(ModalEvalError):
+    """No GPU can be had: there are too few, none came free in time, or the driver does not answer."""
 
 
 class ServerError(ModalEvalError):

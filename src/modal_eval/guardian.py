@@ -1,10 +1,11 @@
 """Stands between us and a command, and ends the command's whole tree when we are gone.
 
 Run as a script, without imports of ours so that it is up in milliseconds:
-`python -I guardian.py OWNER_PID LIFELINE_FD REPORT_FD GRACE_S -- COMMAND ...`. We alone hold the other end of the
-lifeline pipe; the kernel closes it however we die, and that is the guardian's sign. (A fork of ours may hold a copy of
-that end, so the guardian watches our pid as well.) As a subreaper it inherits orphans, so a worker that moved into a
-session of its own is found too. If the guardian itself is killed, the kernel kills the command.
+`python -I guardian.py OWNER_PID LIFELINE_FD REPORT_FD GRACE_S HELD_FDS -- COMMAND ...`. We alone hold the other end of
+the lifeline pipe; the kernel closes it however we die, and that is the guardian's sign. (A fork of ours may hold a copy
+of that end, so the guardian watches our pid as well.) As a subreaper it inherits orphans, so a worker that moved into a
+session of its own is found too. If the guardian itself is killed, the kernel kills the command. HELD_FDS (numbers with
+commas, or nothing) stay open here and in the command: a lock on them lasts until both have ended.
 """
 
 import contextlib
@@ -105,11 +106,11 @@ def tell(report: int, line: str) -> None:
         os.write(report, line.encode() + b"\n")
 
 
-def start(command: list[str], report: int) -> int:
+def start(command: list[str], report: int, held: list[int]) -> int:
     """Start the command in a session of its own and report its pid; 0 when it cannot be started."""
     me = os.getpid()
     try:
-        child = subprocess.Popen(command, start_new_session=True, preexec_fn=lambda: die_with_parent(me))
+        child = subprocess.Popen(command, start_new_session=True, pass_fds=held, preexec_fn=lambda: die_with_parent(me))
     except OSError as error:
         tell(report, f"error {error.strerror or error}")
         return 0
@@ -119,6 +120,7 @@ def start(command: list[str], report: int) -> int:
 
 def main() -> int:
     owner_pid, lifeline, report, grace_s = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+    held = [int(word) for word in sys.argv[5].split(",") if word]
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)  # only the lifeline decides
     alarm, bell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -129,7 +131,7 @@ def main() -> int:
         owner = os.pidfd_open(owner_pid)
     except OSError:  # it is gone already
         return 0
-    if os.getppid() != owner_pid or not (leader := start(sys.argv[6:], report)):
+    if os.getppid() != owner_pid or not (leader := start(sys.argv[7:], report, held)):
         return 127
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1):

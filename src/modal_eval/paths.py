@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 from modal_eval.errors import ConfigError
@@ -58,6 +59,20 @@ def state_dir() -> Path:
 
 def leases_dir() -> Path:
     return state_dir() / "leases"
+
+
+def gpu_leases_dir() -> Path:
+    """Leases of this machine's GPUs and the queue for them, shared by all users. `MODAL_EVAL_GPU_DIR` moves it.
+
+    `/run/lock` where everybody may write to it, as on Debian and Ubuntu: nothing there is removed for its age, as in
+    `/tmp`, or at a logout, as in `/dev/shm`, and what the last boot left is gone.
+    """
+    if explicit := os.environ.get("MODAL_EVAL_GPU_DIR"):
+        return Path(explicit).expanduser().resolve()
+    shared = Path("/run/lock")
+    open_to_all = stat.S_ISVTX | stat.S_IWOTH
+    ours = shared.is_dir() and shared.stat().st_mode & open_to_all == open_to_all
+    return (shared if ours else Path("/tmp")) / "modal-eval-gpus"  # noqa: S108 - `gpus.folder` refuses a link there
 
 
 def environments_dir() -> Path:

@@ -48,11 +48,13 @@ class OwnedProcess:
         stdin_pipe: bool = False,
         stdout_pipe: bool = False,
         grace_s: float = 10.0,
+        hold_fds: Sequence[int] = (),
     ) -> Self:
         """Start `command`; stderr, and stdout unless piped, are appended to `log_path`.
 
-        On stop it has `grace_s` seconds to end by itself after SIGTERM. Raises `FileNotFoundError` or
-        `PermissionError` when the command cannot be started.
+        On stop it has `grace_s` seconds to end by itself after SIGTERM. `hold_fds` stay open in the command and in its
+        guardian, so that a lock on them lasts as long as the command, also when this process is gone. Raises
+        `FileNotFoundError` or `PermissionError` when the command cannot be started.
         """
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
             alive_end, lifeline = os.pipe2(os.O_CLOEXEC)
@@ -63,6 +65,7 @@ class OwnedProcess:
             ours.callback(os.close, report)
             log = theirs.enter_context(log_path.open("ab")) if log_path else subprocess.DEVNULL
             words = [str(word) for word in (os.getpid(), alive_end, report_end, grace_s)]
+            words.append(",".join(map(str, hold_fds)))
             guardian = subprocess.Popen(
                 [sys.executable, "-I", str(GUARDIAN), *words, "--", *command],
                 stdin=subprocess.PIPE if stdin_pipe else subprocess.DEVNULL,
@@ -70,7 +73,7 @@ class OwnedProcess:
                 stderr=log,
                 env=dict(env) if env is not None else None,
                 cwd=cwd,
-                pass_fds=(alive_end, report_end),
+                pass_fds=(alive_end, report_end, *hold_fds),
                 start_new_session=True,
             )
             theirs.close()  # from here on, the other ends are the guardian's alone

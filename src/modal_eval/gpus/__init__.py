@@ -1,0 +1,22 @@
+"""This machine's GPUs: who has which, who waits, and what was left behind on them."""
+
+from modal_eval.gpus.folder import Folder
+from modal_eval.gpus.inventory import inventory, visible
+from modal_eval.gpus.lease import GpuLease
+from modal_eval.gpus.records import Gpu, GpuProcess, Holder
+from modal_eval.gpus.survey import Survey, survey
+from modal_eval.gpus.taking import take, try_take
+
+__all__ = [
+    "Folder",
+    "Gpu",
+    "GpuLease",
+    "GpuProcess",
+    "Holder",
+    "Survey",
+    "inventory",
+    "survey",
+    "take",
+    "try_take",
+    "visible",
+]
