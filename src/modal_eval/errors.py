@@ -5,6 +5,7 @@
     │   ├── IdentityError  the run folder belongs to another configuration                       (exit 2)
     │   └── RunLockedError another process is writing this run folder                            (exit 2)
     ├── CheckpointError    whoever made the model folder: a file is missing or broken
+    │   └── IncompleteError nobody yet: the checkpoint is still being written or copied
     ├── EngineEnvError     whoever looks after the machine: uv, a package, a Debian package
     ├── GpuError           whoever looks after the node: no GPU, none free in time, a driver that does not answer
     ├── ServerError        the model server did not start, died, or cannot be reached
@@ -54,6 +55,10 @@ class RunLockedError(ConfigError):
 
 class CheckpointError(ModalEvalError):
     """The model cannot be loaded: a file is missing, broken, or cannot be fetched."""
+
+
+class IncompleteError(CheckpointError):
+    """Files of the checkpoint are not there, or not whole: it is still being written, or was not copied to the end."""
 
 
 class EngineEnvError(ModalEvalError):

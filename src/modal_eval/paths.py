@@ -57,6 +57,14 @@ def state_dir() -> Path:
     return Path(base).expanduser() / "modal-eval"
 
 
+def cache_dir() -> Path:
+    """What can be fetched or made again, such as checkpoints from S3. `MODAL_EVAL_CACHE_DIR` moves it."""
+    if explicit := os.environ.get("MODAL_EVAL_CACHE_DIR"):
+        return Path(explicit).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "modal-eval"
+
+
 def leases_dir() -> Path:
     return state_dir() / "leases"
 
