@@ -67,13 +67,13 @@ class PreparedModel:
 
     model_id: str
     """What the user typed, without the revision."""
-    source: Literal["endpoint", "folder", "gguf", "package", "hub"]
+    source: Literal["endpoint", "folder", "gguf", "package", "hub", "s3"]
     path: Path | None
     """Folder or GGUF file to load; `None` when the server already has it."""
     served_name: str
     """The model name that requests carry."""
     revision: str | None
-    """Commit of a Hub model; `None` where the content digest speaks."""
+    """Commit of a Hub model; of one on S3 `sha256:…` over its objects' names, sizes, ETags and checksums; else `None`."""
     digest: str | None
     """`sha256:…` over the files' names, sizes and headers; `None` for an endpoint."""
     chat_template: Path | None
