@@ -1,6 +1,8 @@
 # `make demo` and `make test` are all a newcomer needs; both start from a bare clone.
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests side by side: they wait more than they compute, and some start servers that take a core each.
+WORKERS ?= 2
 
 .PHONY: setup demo test check test-vllm test-slow benchmark lock clean
 
@@ -18,7 +20,7 @@ demo: setup
 	$(BIN)/modal-eval run -m SmolLM2-135M-Instruct -b demo
 
 test: setup
-	$(BIN)/pytest -m "not vllm and not slow"
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not vllm and not slow"
 
 check: setup
 	$(BIN)/ruff check .
