@@ -178,7 +178,7 @@ def cli_page() -> str:
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-COMMANDS = ("run", "resume", "score", "runs", "benchmarks", "status", "stop", "gpus")
+COMMANDS = ("run", "resume", "score", "runs", "benchmarks", "deploy", "status", "stop", "gpus")
 
 
 def help_block(tokens: list[str]) -> str:

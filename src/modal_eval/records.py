@@ -10,14 +10,17 @@ from typing import Any, Literal, Self
 Row = dict[str, Any]
 """One line of `results.jsonl`; its keys are documented in `docs/files.md`."""
 
+SERVER_KEY_PREFIX = "MODAL_EVAL_KEY_"
+"""Of the environment variables that hold the keys of our servers: for the proxy, and for no harness."""
+
 
 @dataclass(frozen=True, slots=True)
 class Lease:
     """Who holds a server and how to stop it; on disk before anybody waits for the server."""
 
     lease_id: str
-    kind: Literal["process"]
-    """How the server is stopped: `process` is a process group on this host."""
+    kind: Literal["process", "modal"]
+    """How the server is stopped: `process` is a process group on this host, `modal` an app on Modal."""
     run_dir: str
     host: str
     boot_id: str
@@ -34,6 +37,12 @@ class Lease:
     """Unix time after which the server may be stopped by anybody; `None` lives as long as its holder."""
     model: str = ""
     url: str = ""
+    app: str = ""
+    """Name of the app on Modal; runs that share a server have a lease each."""
+    keep_s: float = 0.0
+    """For so long the server outlives a run that gives it back; one that a dead run left behind is stopped."""
+    kept: bool = False
+    """Given back and kept: it lives until the deadline, with or without its holder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +60,8 @@ class ServerHandle:
     """Name of the environment variable that holds the key; never the key."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the server says of itself: `version`, `model_root`, `max_model_len`, `chat_template_sha256`, where known."""
+    app: str | None = None
+    """Name of its app on Modal, if it is there."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)

@@ -8,10 +8,12 @@ from modal_eval.errors import CheckpointError
 
 WANTED_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py", "*.tiktoken")
 """What an engine loads; a repository holds copies in other formats as well."""
+DESCRIPTION_FILES = tuple(pattern for pattern in WANTED_FILES if pattern != "*.safetensors")
+"""What tells how a model is asked, without its weights."""
 
 
-def fetch(name: str, wanted: str | None) -> tuple[Path, str]:
-    """Download `name` at revision `wanted` (default: the newest); returns the folder and the commit.
+def fetch(name: str, wanted: str | None, patterns: tuple[str, ...] = WANTED_FILES) -> tuple[Path, str]:
+    """Download the files of `name` that fit `patterns` at revision `wanted` (default: the newest); returns the folder and the commit.
 
     When the Hub cannot be reached, the commit that was downloaded last is taken. `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`
     and `HF_HUB_OFFLINE` mean what they mean everywhere. Raises `CheckpointError` in one line.
@@ -20,7 +22,7 @@ def fetch(name: str, wanted: str | None) -> tuple[Path, str]:
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        path = Path(snapshot_download(name, revision=wanted, allow_patterns=list(WANTED_FILES)))
+        path = Path(snapshot_download(name, revision=wanted, allow_patterns=list(patterns)))
     except HFValidationError as error:
         raise CheckpointError(f"'{name}' is no folder here and no name that the Hub could have: {error}") from error
     except GatedRepoError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from modal_eval.checkpoints.gguf import CHAT_TEMPLATE, check_gguf
-from modal_eval.checkpoints.hub import WANTED_FILES, fetch
+from modal_eval.checkpoints.hub import DESCRIPTION_FILES, WANTED_FILES, fetch
 from modal_eval.checkpoints.templates import folder_template, gguf_template
 from modal_eval.checkpoints.weights import check_folder, header_bytes, repaired
 from modal_eval.config.models import RunConfig
@@ -30,6 +30,8 @@ def resolve_model(config: RunConfig) -> PreparedModel:
     infra, name = config.infra, config.model
     if infra.target == "endpoint":
         return PreparedModel(name, "endpoint", None, name, None, None, None, "server", None, *step_and_stage(name))
+    if infra.target == "modal":
+        return _on_modal(config)
     path = Path(name).expanduser()
     if path.is_dir():
         return _folder(config, path.resolve(), "folder", None)
@@ -48,6 +50,23 @@ def resolve_model(config: RunConfig) -> PreparedModel:
         raise CheckpointError(f"model folder {path} does not exist")
     folder, revision = fetch(name, config.vllm.revision)
     return _folder(config, folder, "hub", revision)
+
+
+def _on_modal(config: RunConfig) -> PreparedModel:
+    """A Hub model that Modal's server fetches by itself: here only its commit is pinned and its description is read."""
+    name = config.model
+    if "://" in name or name.startswith((".", "/", "~")) or name in PACKAGED or Path(name).expanduser().exists():
+        raise CheckpointError(
+            f"'{name}' is on no Hub, and a server on Modal loads from there: push it to a repository (a private one is read "
+            "with the Modal secret that infra.secrets names) and give its id, or serve it here with --infra.target=local"
+        )
+    folder, revision = fetch(name, config.vllm.revision, DESCRIPTION_FILES)
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{name} at {revision} has no config.json, so it is no model that vLLM loads")
+    template = folder_template(folder, config.chat_template)
+    return PreparedModel(
+        name, "hub", None, name, revision, None, template.path, template.source, template.sha256, *step_and_stage(name)
+    )
 
 
 def _packaged_file(config: RunConfig, name: str) -> Path:

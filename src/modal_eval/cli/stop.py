@@ -8,9 +8,9 @@ from cyclopts import Parameter
 
 from modal_eval import serving
 from modal_eval.cli.options import Json
-from modal_eval.cli.output import print_json, talk
-from modal_eval.cli.status import describe
-from modal_eval.errors import EXIT_DONE
+from modal_eval.cli.output import complain, print_json, talk
+from modal_eval.cli.status import describe, describe_orphan, orphans
+from modal_eval.errors import EXIT_DONE, EXIT_FAILED, ServerError
 
 
 def command(
@@ -24,21 +24,36 @@ def command(
     all: Annotated[bool, Parameter(name="--all", help="Also servers whose run is still alive.")] = False,  # noqa: A002
     json: Json = False,
 ) -> int:
-    """Stop servers by their lease: those of dead runs, those of a model or a benchmark that is named, or all."""
+    """Stop servers, here and on Modal: those of dead runs, those of a model or a benchmark that is named, or all.
+
+    An app on Modal that another machine deployed is stopped once its deadline has passed, and no sooner.
+    """
     named = model is not None or benchmark is not None
-    stopped = []
+    stopped, faults = [], []
     for lease in serving.leases():
         one = describe(lease)
         if one["holder_alive"] and not (all or named):
             continue
         if model not in (None, one["model"]) or benchmark not in (None, one["benchmark"]):
             continue
-        serving.stop_lease(lease)
+        try:
+            serving.stop_lease(lease)
+        except ServerError as error:  # the others are to be stopped all the same
+            faults.append(str(error))
+            continue
         stopped.append(one)
+    for orphan in [] if benchmark or faults else orphans():
+        wanted = orphan.ours and orphan.serves(model) if model else orphan.may_stop or (all and orphan.ours)
+        if wanted:
+            serving.stop_orphan(orphan)
+            stopped.append(describe_orphan(orphan))
     if json:
         print_json(stopped)
-    elif not stopped:
+    elif not (stopped or faults):
         talk.print("Nothing to stop: no server of a dead run is left. `modal-eval stop --all` also ends live ones.")
     for one in stopped:
-        talk.print(f"Stopped server {one['server_pid']} ({one['model']}) of {one['run_dir']}", soft_wrap=True)
-    return EXIT_DONE
+        whose = f" ({one['model']}) of {one['run_dir']}" if one["run_dir"] else ""
+        talk.print(f"Stopped server {one['server_pid'] or one['server']}{whose}", soft_wrap=True)
+    for fault in faults:
+        complain(fault)
+    return EXIT_FAILED if faults else EXIT_DONE

@@ -23,7 +23,16 @@ class Section(BaseModel):
         return {k: None if v == "null" else v for k, v in data.items()} if isinstance(data, dict) else data
 
 
-Target = Literal["endpoint", "local"]
+def names_of(value: Any) -> Any:
+    """`--infra.secrets=a,b` and `--infra.secrets=[]` say what the YAML's lists say."""
+    if isinstance(value, list):
+        return [name for item in value for name in (names_of(item) if isinstance(item, str) else [item])]
+    if isinstance(value, str):
+        return [name for part in value.strip("[] ").split(",") if (name := part.strip())]
+    return value
+
+
+Target = Literal["endpoint", "local", "modal"]
 Engine = Literal["vllm", "llamacpp"]
 
 
@@ -31,7 +40,7 @@ class InfraConfig(Section):
     """Where the model server runs."""
 
     target: Target = "local"
-    """`local` starts a server on this machine; `endpoint` uses one that already runs at `base_url`."""
+    """`local` starts a server on this machine, `modal` one on Modal; `endpoint` uses one that already runs at `base_url`."""
     engine: Engine = "vllm"
     """Which server `local` starts: `vllm`, or `llamacpp` for GGUF files."""
     base_url: str | None = None
@@ -56,6 +65,12 @@ class InfraConfig(Section):
     """Idle time after which the server gives its GPU back, in seconds."""
     max_concurrent_inputs: Annotated[int, Field(ge=1)] = 999
     """Calls that one server takes at a time."""
+    secrets: Annotated[list[str], BeforeValidator(names_of)] = ["huggingface"]
+    """Names of the Modal secrets that a server on Modal gets, such as one with `HF_TOKEN`; `[]` for none."""
+    keep: Annotated[int, Field(ge=0)] = 0
+    """Seconds for which a server on Modal stays deployed after its run, for the next one; `--keep` is an hour."""
+    lifetime: Annotated[int, Field(ge=60)] = 86400
+    """Longest life of a server on Modal, whoever holds it, in seconds; after it anybody may stop it."""
 
 
 class VllmConfig(Section):
@@ -250,6 +265,32 @@ class RunConfig(BenchmarkConfig):
         return self
 
     @model_validator(mode="after")
+    def check_modal(self) -> RunConfig:
+        infra, vllm = self.infra, self.vllm
+        if infra.target != "modal":
+            if infra.keep:
+                raise ValueError(
+                    f"infra.keep={infra.keep} is for servers on Modal, and infra.target is '{infra.target}': a server on "
+                    "this machine ends with its run; drop it, or add --infra.target=modal"
+                )
+            return self
+        if infra.engine != "vllm":
+            raise ValueError(f"infra.engine={infra.engine} does not run on Modal; vLLM does: drop --infra.engine")
+        if infra.environment:
+            raise ValueError(
+                f"infra.environment={infra.environment} is on this machine, and the server would be on Modal; drop one"
+            )
+        name, _, count = infra.gpu.partition(":")
+        if not name or not (count or "1").isdecimal() or int(count or "1") < 1:
+            raise ValueError(f"infra.gpu={infra.gpu} is no GPU of Modal; write TYPE or TYPE:COUNT, such as A100-80GB:2")
+        if (needed := vllm.tensor_parallel_size * vllm.data_parallel_size) != int(count or "1"):
+            raise ValueError(
+                f"infra.gpu={infra.gpu} has {count or 1} GPU(s), and vllm.data_parallel_size={vllm.data_parallel_size} "
+                f"with tensor_parallel_size={vllm.tensor_parallel_size} uses {needed}; write --infra.gpu={name}:{needed}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def check_k(self) -> RunConfig:
         too_large = [k for k in self.eval.k or [] if k > self.eval.rollouts]
         if too_large:
@@ -273,7 +314,7 @@ class RunConfig(BenchmarkConfig):
     @model_validator(mode="after")
     def check_room_for_a_prompt(self) -> RunConfig:
         limit, answer = self.vllm.max_model_len, self.sampling.max_tokens
-        if self.infra.target == "local" and limit is not None and answer >= limit:
+        if self.infra.target != "endpoint" and limit is not None and answer >= limit:
             raise ValueError(
                 f"sampling.max_tokens={answer} leaves no room for a prompt in vllm.max_model_len={limit}; lower the one or "
                 "raise the other"

@@ -17,6 +17,7 @@ from modal_eval import paths
 from modal_eval.errors import HarnessError
 from modal_eval.harnesses.adapters.stepping import PAGE, StepPage, Tag
 from modal_eval.processes import OwnedProcess, is_alive
+from modal_eval.records import SERVER_KEY_PREFIX
 
 ENTRY = Path(__file__).parent / "adapters" / "run.py"
 LOG_NAME = "vf_eval.log"
@@ -24,6 +25,12 @@ TERM_GRACE_S = 10.0
 """Time in which environments may give back what they hold elsewhere: containers, remote sandboxes."""
 NOT_FOR_ADAPTERS = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
 """Variables that would mix our environment into the harness's."""
+
+
+def withheld(name: str) -> bool:
+    """Whether a variable of ours is none of the adapter's business: a server's key is the proxy's alone."""
+    return name in NOT_FOR_ADAPTERS or name.startswith(SERVER_KEY_PREFIX)
+
 
 Event = dict[str, Any]
 
@@ -38,7 +45,7 @@ class AdapterProcess:
         self._page_file = tempfile.NamedTemporaryFile(prefix="modal-eval-steps-")  # noqa: SIM115 - closed in `end`
         self._page_file.truncate(PAGE)
         self._page = StepPage(self._page_file.fileno())
-        environment = {key: value for key, value in os.environ.items() if key not in NOT_FOR_ADAPTERS}
+        environment = {key: value for key, value in os.environ.items() if not withheld(key)}
         try:
             self._owned = OwnedProcess.start(
                 [str(python), str(ENTRY)],

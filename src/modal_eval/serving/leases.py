@@ -15,8 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from modal_eval import paths
-from modal_eval.errors import ServerError
-from modal_eval.processes import boot_id, is_alive, kill_group, start_ticks
+from modal_eval.processes import boot_id, is_alive, start_ticks
 from modal_eval.records import Lease
 
 
@@ -24,12 +23,20 @@ def new_lease_id() -> str:
     return secrets.token_hex(6)
 
 
-def take_lease(run_dir: Path, model: str, lease_id: str) -> Lease:
-    """Write the lease of a server that is about to be started."""
+def take_lease(
+    run_dir: Path | None,
+    model: str,
+    lease_id: str,
+    *,
+    app: str = "",
+    deadline: float | None = None,
+    keep_s: float = 0.0,
+) -> Lease:
+    """Write the lease of a server that is about to be started: of `app` on Modal, otherwise of a process here."""
     lease = Lease(
         lease_id=lease_id,
-        kind="process",
-        run_dir=str(run_dir),
+        kind="modal" if app else "process",
+        run_dir=str(run_dir or ""),
         host=socket.gethostname(),
         boot_id=boot_id(),
         holder_pid=os.getpid(),
@@ -37,8 +44,10 @@ def take_lease(run_dir: Path, model: str, lease_id: str) -> Lease:
         server_pid=0,
         server_started=0,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        deadline=None,
+        deadline=deadline,
         model=model,
+        app=app,
+        keep_s=keep_s,
     )
     write_lease(lease)
     return lease
@@ -74,6 +83,10 @@ def read_lease(path: Path) -> Lease | None:
         return None
 
 
+def lease_of(lease_id: str) -> Lease | None:
+    return read_lease(paths.leases_dir() / f"{lease_id}.json")
+
+
 def leases() -> list[Lease]:
     """Every lease of this user on this machine, oldest first."""
     found = [lease for path in paths.leases_dir().glob("*.json") if (lease := read_lease(path))]
@@ -95,26 +108,12 @@ def holder_alive(lease: Lease) -> bool:
     return lease.boot_id == boot_id() and is_alive(lease.holder_pid, lease.holder_started)
 
 
+def is_live(lease: Lease) -> bool:
+    """Whether somebody still has a right to the server: its holder, or whoever it is kept for."""
+    if lease.deadline is not None and lease.deadline < time.time():
+        return False
+    return lease.kept or holder_alive(lease)
+
+
 def server_alive(lease: Lease) -> bool:
     return lease.boot_id == boot_id() and is_alive(lease.server_pid, lease.server_started)
-
-
-def stop_lease(lease: Lease) -> None:
-    """End the lease's server with what is left of its session, and drop the lease.
-
-    Raises `ServerError` for a lease of another host, whose processes cannot be reached from here.
-    """
-    if lease.host != socket.gethostname():
-        raise ServerError(f"the server of lease {lease.lease_id} runs on {lease.host}; run `modal-eval stop` there")
-    if lease.boot_id == boot_id():
-        kill_group(lease.server_pid, lease.server_started)
-    drop_lease(lease)
-
-
-def sweep_dead() -> list[Lease]:
-    """End every server of this host whose holder is dead or whose deadline has passed; returns their leases."""
-    here = [one for one in leases() if one.host == socket.gethostname()]
-    dead = [one for one in here if not holder_alive(one) or (one.deadline is not None and one.deadline < time.time())]
-    for lease in dead:
-        stop_lease(lease)
-    return dead

@@ -17,7 +17,8 @@ from modal_eval.config.models import RunConfig
 from modal_eval.errors import ServerError
 from modal_eval.processes import OwnedProcess, free_port, last_lines, masked
 from modal_eval.records import Lease, PreparedModel, ServerHandle
-from modal_eval.serving import llamacpp, vllm
+from modal_eval.serving import llamacpp, modal_app, modal_servers, vllm
+from modal_eval.serving.ending import stop_lease, sweep_dead
 from modal_eval.serving.endpoint import check_endpoint, server_facts
 from modal_eval.serving.leases import (
     drop_lease,
@@ -25,8 +26,6 @@ from modal_eval.serving.leases import (
     new_lease_id,
     note_server,
     server_alive,
-    stop_lease,
-    sweep_dead,
     take_lease,
 )
 
@@ -75,8 +74,11 @@ def start_server(
     First ends what dead runs left on this machine. Raises `ServerError` with the server's last words when it dies or
     stays silent beyond `infra.startup_timeout`; then no process and no lease is left.
     """
-    for lease in sweep_dead():
-        say(f"ended a server that a dead run left behind (pid {lease.server_pid}, {lease.run_dir})")
+    wanted = modal_app.plan(config, model) if config.infra.target == "modal" else None
+    for lease in sweep_dead(spare=wanted.name if wanted else ""):
+        say(f"ended a server that a dead run left behind ({lease.app or f'pid {lease.server_pid}'}, {lease.run_dir})")
+    if wanted:
+        return modal_servers.start(config, model, wanted, run_dir, say=say)
     if config.infra.target == "endpoint":
         return check_endpoint(config, model, say=say)
     engine: Engine = llamacpp if config.infra.engine == "llamacpp" else vllm
@@ -159,8 +161,11 @@ def stop_server(handle: ServerHandle) -> None:
     if handle.lease_id is None:
         return
     _end(_replicas.pop(handle.lease_id, []))
-    for lease in family(handle.lease_id):  # another process started it
-        stop_lease(lease)
+    for lease in family(handle.lease_id):  # on Modal, or another process started it
+        if lease.kind == "modal":
+            modal_servers.finish(lease)
+        else:
+            stop_lease(lease)
 
 
 def server_exit(handle: ServerHandle) -> str | None:
@@ -169,6 +174,8 @@ def server_exit(handle: ServerHandle) -> str | None:
         return None
     if replicas := _replicas.get(handle.lease_id):
         return next((death for replica in replicas if (death := replica.death())), None)
+    if handle.app:
+        return modal_servers.exit_message(handle.lease_id)
     for number, lease in enumerate(family(handle.lease_id)):
         if not server_alive(lease):
             log = _log(Path(lease.run_dir), handle.engine, number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from modal_eval.config.models import RunConfig
@@ -22,7 +22,13 @@ def environment(config: RunConfig, *, say: Callable[[str], None]) -> Path:
 
 
 def command(python: Path, config: RunConfig, model: PreparedModel, port: int) -> list[str]:
-    """`vllm serve` with every setting under vLLM's own flag.
+    """`vllm serve` of a folder on this machine, listening on `port` of this machine alone. Raises as `settings` does."""
+    words = [str(python), "-m", "vllm.entrypoints.cli.main", "serve", str(model.path), "--host", "127.0.0.1"]
+    return [*words, "--port", str(port), *settings(config, model.served_name, model.chat_template)]
+
+
+def settings(config: RunConfig, served_name: str, chat_template: PurePath | None) -> list[str]:
+    """Every setting under vLLM's own flag, for whichever machine the server is on.
 
     Raises `ConfigError` for an extra argument that is ours to set: given twice, vLLM would take one of them in silence.
     """
@@ -32,8 +38,7 @@ def command(python: Path, config: RunConfig, model: PreparedModel, port: int) ->
         raise ConfigError(f"vllm.extra_args.{ours[0]}: {OURS[ours[0]]}")
     if twice := sorted(set(extra) & type(vllm).model_fields.keys()):
         raise ConfigError(f"vllm.extra_args.{twice[0]} has a key of its own; write vllm.{twice[0]}")
-    words = [str(python), "-m", "vllm.entrypoints.cli.main", "serve", str(model.path), "--host", "127.0.0.1"]
-    words += ["--port", str(port), "--served-model-name", model.served_name]
+    words = ["--served-model-name", served_name]
     words += flag("dtype", vllm.dtype)
     words += flag("max_model_len", vllm.max_model_len)
     words += flag("gpu_memory_utilization", vllm.gpu_memory_utilization)
@@ -43,8 +48,8 @@ def command(python: Path, config: RunConfig, model: PreparedModel, port: int) ->
     words += flag("enable_prefix_caching", vllm.prefix_caching)
     words += flag("trust_remote_code", vllm.trust_remote_code or None)
     words += flag("enforce_eager", vllm.enforce_eager or None)
-    if model.chat_template:
-        words += ["--chat-template", str(model.chat_template)]
+    if chat_template:
+        words += ["--chat-template", str(chat_template)]
     for name, value in extra.items():
         words += flag(name, value)
     return words

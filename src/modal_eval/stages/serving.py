@@ -41,7 +41,7 @@ def deploy(run_dir: Path, say: Callable[[str], None] = logger.info) -> ServerHan
     with timed(run_dir, "deploy"):
         holding.server = serving.start_server(run.config, model, run_dir, say=say)
         refuse_changed_server(run, holding.server)
-    run.update(modal_url=holding.server.base_urls[0], server={"engine": holding.server.engine, **holding.server.facts})
+    run.update(app_name=holding.server.app, modal_url=holding.server.base_urls[0], server={"engine": holding.server.engine, **holding.server.facts})
     return holding.server
 
 

@@ -1,0 +1,1 @@
+"""What an outside tool takes by path: the app that serves a model on Modal."""

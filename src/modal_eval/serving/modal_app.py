@@ -1,0 +1,205 @@
+"""The app on Modal: what it is called, what it runs, and what it costs at most.
+
+`deployments/modal_vllm.py` holds the one function that runs in the container. This module makes the app around it, from
+the configuration that the command gives or, for `modal deploy`, that MODAL_EVAL_MODEL and MODAL_EVAL_BENCHMARK name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from modal_eval import paths
+from modal_eval.checkpoints import resolve_model
+from modal_eval.config.load import load_benchmark, resolve
+from modal_eval.config.models import Overrides, RunConfig
+from modal_eval.errors import ConfigError, EngineEnvError
+from modal_eval.records import PreparedModel
+from modal_eval.serving import modal_keys, vllm
+
+if TYPE_CHECKING:
+    import modal
+
+VERSION = 1
+"""Of what an app is. A change of the image or of `deployments/modal_vllm.py` raises it: old apps are then not shared."""
+PREFIX = "modal-eval-"
+NAME_LENGTH = 64
+"""Modal's limit for the name of an app."""
+FUNCTION = "serve"
+PORT = 8000
+TEMPLATE = PurePosixPath("/modal-eval/chat_template.jinja")
+CUDA_IMAGE = "nvidia/cuda:12.9.1-devel-ubuntu22.04"
+"""With the compiler that some kernels are built with when they are first used."""
+PYTHON = "3.12"
+VOLUMES = {"/root/.cache/huggingface": "modal-eval-huggingface", "/root/.cache/vllm": "modal-eval-vllm"}
+"""What a second start does not fetch or compile again, by its folder in the container."""
+CONTAINER = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_XET_HIGH_PERFORMANCE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that makes one app differ from another."""
+
+    model: str
+    revision: str | None
+    command: tuple[str, ...]
+    vllm: str
+    """Version of vLLM in the image."""
+    gpu: str
+    timeout_s: int
+    startup_timeout_s: int
+    scaledown_window_s: int
+    max_inputs: int
+    lifetime_s: int
+    secrets: tuple[str, ...]
+    template_sha256: str | None
+    owner: str
+    """Whose key opens it: two machines never share a server, and never stop each other's."""
+    template: Path | None
+    """Here; `TEMPLATE` in the container."""
+
+    @property
+    def name(self) -> str:
+        """`modal-eval-ORG-MODEL-HASH`: equal for equal plans and for no others, within Modal's 64 characters."""
+        content = {**asdict(self), "template": self.template is not None, "version": VERSION}
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+        room = NAME_LENGTH - len(PREFIX) - len(digest) - 1
+        slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", self.model)[:room].strip("-.")
+        return f"{PREFIX}{slug}-{digest}"
+
+
+def app_tags(model: str, holder: str, deadline: float) -> dict[str, str]:
+    """What an app says of itself on Modal: whose it is, who holds it, and when anybody may stop it."""
+    return {
+        "tool": "modal-eval", "owner": modal_keys.owner(), "model": tag(model), "holder": tag(holder),
+        "deadline": f"{deadline:.0f}",
+    }  # fmt: skip
+
+
+def tag(text: str) -> str:
+    """`text` within what Modal takes as the value of a tag."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:63] or "-"
+
+
+def plan(config: RunConfig, model: PreparedModel) -> Plan:
+    """What `config` asks Modal for. Raises `ConfigError` for a setting that vLLM's command cannot have."""
+    infra = config.infra
+    template = TEMPLATE if model.chat_template else None
+    words = ["vllm", "serve", model.model_id, "--host", "0.0.0.0", "--port", str(PORT)]  # noqa: S104 - behind Modal's own gate
+    words += vllm.flag("revision", model.revision) + vllm.flag("tokenizer_revision", model.revision)
+    words += vllm.settings(config, model.served_name, template)
+    if config.vllm.data_parallel_size > 1:
+        words += vllm.flag("data_parallel_size", config.vllm.data_parallel_size)
+    return Plan(
+        model.model_id, model.revision, tuple(words), vllm_version(), infra.gpu, infra.timeout, infra.startup_timeout,
+        infra.scaledown_window, infra.max_concurrent_inputs, infra.lifetime, tuple(infra.secrets),
+        model.chat_template_sha256, modal_keys.owner(), model.chat_template,
+    )  # fmt: skip
+
+
+def vllm_version() -> str:
+    """The version that this machine's servers run, too."""
+    locked = paths.project_root() / "requirements" / "vllm.txt"
+    if not (found := re.search(r"^vllm==([^\s;\\]+)", locked.read_text(encoding="utf-8"), re.MULTILINE)):
+        raise EngineEnvError(f"{locked} does not lock vllm; make it again with scripts/lock vllm")
+    return found[1]
+
+
+def build(wanted: Plan, serve: Callable[[], None], tags: dict[str, str]) -> modal.App:
+    """The app of `wanted`: one container at most, none while nobody asks."""
+    import modal
+
+    app = modal.App(wanted.name, tags=tags)
+    image = (
+        modal.Image.from_registry(CUDA_IMAGE, add_python=PYTHON)
+        .entrypoint([])
+        .uv_pip_install(f"vllm=={wanted.vllm}")
+        .env(CONTAINER)
+    )
+    if wanted.template:
+        image = image.add_local_file(wanted.template, str(TEMPLATE))
+    secrets = [modal.Secret.from_name(name) for name in wanted.secrets]
+    secrets.append(
+        modal.Secret.from_dict(
+            {
+                "VLLM_API_KEY": modal_keys.key(wanted.name),  # by name in the environment, never in a command line
+                "MODAL_EVAL_COMMAND": json.dumps(wanted.command),
+                "MODAL_EVAL_LIFETIME_S": str(wanted.lifetime_s),
+            }
+        )
+    )
+    web = modal.web_server(PORT, startup_timeout=wanted.startup_timeout_s)(serve)
+    app.function(
+        name=FUNCTION,
+        image=image,
+        gpu=wanted.gpu,
+        timeout=wanted.timeout_s,
+        startup_timeout=wanted.startup_timeout_s,
+        scaledown_window=wanted.scaledown_window_s,
+        min_containers=0,
+        max_containers=1,
+        volumes={folder: modal.Volume.from_name(name, create_if_missing=True) for folder, name in VOLUMES.items()},
+        secrets=secrets,
+    )(modal.concurrent(max_inputs=wanted.max_inputs)(web))
+    return app
+
+
+_wanted: ContextVar[tuple[Plan, dict[str, str]] | None] = ContextVar("_wanted", default=None)
+"""What `load_app` is loading the file for; `None` when Modal's own command loads it."""
+
+
+def app_for(serve: Callable[[], None]) -> modal.App:
+    """The app around `serve`, for whoever is loading `deployments/modal_vllm.py`."""
+    if (given := _wanted.get()) is None:
+        wanted = plan_from_environment()
+        given = wanted, app_tags(wanted.model, "deployed", time.time() + wanted.lifetime_s)
+    return build(given[0], serve, given[1])
+
+
+def load_app(wanted: Plan, tags: dict[str, str]) -> modal.App:
+    """Load `deployments/modal_vllm.py` for `wanted`, under the name that it has in the container."""
+    path = paths.project_root() / "deployments" / "modal_vllm.py"
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist, and a server on Modal is made from it; run from a checkout")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # Modal looks the function's module up by its name
+    token = _wanted.set((wanted, tags))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        _wanted.reset(token)
+    app: modal.App = module.app
+    return app
+
+
+def plan_from_environment() -> Plan:
+    """What MODAL_EVAL_MODEL and MODAL_EVAL_BENCHMARK ask for. Raises `ConfigError` when one is not set."""
+    given = {name: os.environ.get(name) for name in ("MODAL_EVAL_MODEL", "MODAL_EVAL_BENCHMARK")}
+    if missing := [name for name, value in given.items() if not value]:
+        raise ConfigError(
+            f"{' and '.join(missing)} must say what to deploy: MODAL_EVAL_MODEL=org/model MODAL_EVAL_BENCHMARK=gsm8k "
+            "modal deploy deployments/modal_vllm.py"
+        )
+    benchmark = load_benchmark(str(given["MODAL_EVAL_BENCHMARK"]))
+    config = resolve(
+        str(given["MODAL_EVAL_MODEL"]), benchmark, Overrides.model_validate({"infra": {"target": "modal"}})
+    )
+    return plan(config, resolve_model(config))

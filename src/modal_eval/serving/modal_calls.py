@@ -1,0 +1,161 @@
+"""What we ask Modal: its Python API, each call with a deadline, each failure in one line with the way out.
+
+Without a network Modal's client waits for a minute before it says so; here the deadline decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import functools
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from modal_eval.errors import ServerError
+
+if TYPE_CHECKING:
+    import modal
+
+Result = TypeVar("Result")
+
+ASK_S = 30.0
+"""Longest time for one question."""
+LOGS_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class LiveApp:
+    """An app that is deployed, as Modal lists it."""
+
+    name: str
+    tags: dict[str, str] = field(default_factory=dict)
+    created_at: datetime | None = None
+
+    @property
+    def deadline(self) -> float | None:
+        """Unix time after which anybody may stop it; `None` when it does not say."""
+        text = self.tags.get("deadline", "")
+        return float(text) if text.isdecimal() else None
+
+
+def configured() -> bool:
+    """Whether this user has said who they are on Modal; needs neither Modal's package nor a network."""
+    file = Path(os.environ.get("MODAL_CONFIG_PATH") or "~/.modal.toml").expanduser()
+    return "MODAL_TOKEN_ID" in os.environ or file.is_file()
+
+
+def deploy(app: modal.App, name: str, seconds: float) -> None:
+    """Deploy `app`; the first time Modal makes its image, which takes minutes."""
+    _ask(lambda: app.deploy.aio(name=name), seconds, f"Modal does not deploy {name}")
+
+
+def web_url(app: str, function: str) -> str | None:
+    """Where `function` of the deployed `app` answers; `None` when there is no such app."""
+    import modal
+
+    async def ask() -> str | None:
+        try:
+            return await modal.Function.from_name(app, function).get_web_url.aio()
+        except modal.exception.NotFoundError:
+            return None
+
+    return _ask(ask, ASK_S, f"Modal does not say where {app} is")
+
+
+def live_apps(prefix: str) -> list[LiveApp]:
+    """The deployed apps whose names begin with `prefix`, each with its tags."""
+    import modal
+
+    async def ask() -> list[LiveApp]:
+        environment = modal.Environment.from_context()
+        apps = [app for app in await environment.apps.list.aio() if (app.name or "").startswith(prefix)]
+        tags = await asyncio.gather(*(app.get_tags.aio() for app in apps))
+        return [LiveApp(str(app.name), found, await _created(app)) for app, found in zip(apps, tags, strict=True)]
+
+    return _ask(ask, ASK_S, "Modal does not list its apps")
+
+
+async def _created(app: modal.App) -> datetime | None:
+    return (await app.info.aio()).lifecycle.created_at
+
+
+def set_tags(app: str, tags: dict[str, str]) -> None:
+    """Replace what `app` says of itself; one that is gone says nothing."""
+    _on_app(app, lambda found: found.set_tags.aio(tags), f"Modal does not take the tags of {app}")
+
+
+def stop(app: str) -> None:
+    """Stop `app` with all its containers. May be called twice."""
+    _on_app(app, lambda found: found.stop.aio(), f"Modal does not stop {app}")
+
+
+def _on_app(name: str, work: Callable[[modal.App], Coroutine[Any, Any, None]], what: str) -> None:
+    import modal
+
+    async def ask() -> None:
+        try:
+            await work(await modal.App.lookup.aio(name))
+        except modal.exception.NotFoundError:
+            return
+
+    _ask(ask, ASK_S, what)
+
+
+def last_log_lines(app: str, lines: int) -> str:
+    """The newest lines that the app's containers wrote."""
+    import modal
+
+    async def ask() -> str:
+        found = await modal.App.lookup.aio(app)
+        return "".join([entry.message async for entry in found.logs.tail.aio(lines)])
+
+    return _ask(ask, LOGS_S, f"Modal does not give the log of {app}")
+
+
+def _ask(work: Callable[[], Coroutine[Any, Any, Result]], seconds: float, what: str) -> Result:
+    """The result of `work` within `seconds`. Raises `ServerError` in one line, whatever went wrong."""
+    future = asyncio.run_coroutine_threadsafe(_begin(work), _loop())
+    try:
+        return future.result(seconds)
+    except concurrent.futures.TimeoutError:
+        future.cancel()
+        raise ServerError(
+            f"{what}: no answer within {seconds:g} s; check the network and Modal's status page"
+        ) from None
+    except Exception as error:
+        raise ServerError(f"{what}: {_reason(error)}") from error
+
+
+async def _begin(work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+    return await work()
+
+
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """One loop on a thread of its own, so that a call that cannot be cancelled holds nobody up."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="modal-calls", daemon=True).start()
+    return loop
+
+
+def _reason(error: Exception) -> str:
+    """What Modal said, and the way out."""
+    line = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+    kind = type(error).__name__
+    if kind == "AuthError":
+        return (
+            f"it does not know who asks ({line}); run `modal token new`, or set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET"
+        )
+    if kind == "NotFoundError" and "ecret" in str(error):
+        return (
+            f"a secret is missing ({line}); make it with `modal secret create huggingface HF_TOKEN=…`, or drop it with "
+            "--infra.secrets=[]"
+        )
+    if isinstance(error, OSError) or kind in {"ConnectionError", "TimeoutError"}:
+        return f"it cannot be reached ({line}); check the network and Modal's status page"
+    return line

@@ -1,0 +1,282 @@
+"""A server on Modal: shared by runs that ask for the same one, stopped with the last of them.
+
+start → ready → (use) → release, and at each step the lease on disk comes first. What stops a server that all of us have
+forgotten is Modal: its GPU goes back after `infra.scaledown_window` without a call, whatever becomes of us.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import httpx
+
+from modal_eval import paths
+from modal_eval.config.models import RunConfig
+from modal_eval.errors import ModalEvalError, ServerError
+from modal_eval.records import Lease, PreparedModel, ServerHandle
+from modal_eval.serving import modal_app, modal_calls, modal_keys
+from modal_eval.serving.endpoint import server_facts
+from modal_eval.serving.leases import drop_lease, is_live, lease_of, leases, new_lease_id, take_lease, write_lease
+from modal_eval.serving.modal_app import Plan
+
+logger = logging.getLogger(__name__)
+
+LOG = "modal_vllm.log"
+LOG_LINES = 400
+SHOWN_LINES = 20
+POLL_S = 1.0
+ONE_REQUEST_S = 170.0
+"""Modal lets a request wait for 150 s before it answers with a 303."""
+FAILURES = 3
+"""So many answers of 500 in a row while it starts: its container fails."""
+DEPLOYED = "deployed"
+"""Holder of an app that `modal deploy` made: it has no lease here, and outlives every run until its deadline."""
+
+
+def start(
+    config: RunConfig, model: PreparedModel, wanted: Plan, run_dir: Path, *, say: Callable[[str], None]
+) -> ServerHandle:
+    """Deploy the server that is `wanted`, or share one that is there, and return once it answers.
+
+    Raises `ServerError`; then the lease is gone, and the server, too, unless somebody else holds it.
+    """
+    lease = acquire(wanted, run_dir, config.infra.keep, say=say)
+    try:
+        key_name = modal_keys.key_variable(lease.app)
+        say(f"{lease.app} is at {lease.url}; its first answer takes minutes when its GPU is cold")
+        wait_ready(lease, modal_keys.key(lease.app), config.infra.startup_timeout, say)
+        facts = server_facts(lease.url, model.served_name, modal_keys.key(lease.app))
+    except BaseException:
+        _undo(lease)
+        raise
+    return ServerHandle((f"{lease.url}/v1",), model.served_name, "vllm", lease.lease_id, key_name, facts, lease.app)
+
+
+def acquire(wanted: Plan, run_dir: Path | None, keep_s: float = 0, *, say: Callable[[str], None]) -> Lease:
+    """A lease of the app of `wanted`, which is deployed when this returns."""
+    name, deadline = wanted.name, time.time() + wanted.lifetime_s
+    with modal_keys.app_lock(name):
+        lease = take_lease(run_dir, wanted.model, new_lease_id(), app=name, deadline=deadline, keep_s=keep_s)
+        try:
+            url = modal_calls.web_url(name, modal_app.FUNCTION)
+        except BaseException:
+            drop_lease(lease)
+            raise
+        try:
+            tags = modal_app.app_tags(wanted.model, f"{lease.host}-{lease.holder_pid}-{lease.lease_id}", deadline)
+            if url and modal_keys.has_key(name):
+                say(f"{name} is deployed already and is shared")
+                _adopt(lease)
+                modal_calls.set_tags(name, tags)
+            else:
+                say(
+                    f"deploying {name} on Modal ({wanted.gpu}); the first time Modal makes its image, which takes minutes"
+                )
+                modal_calls.deploy(modal_app.load_app(wanted, tags), name, wanted.startup_timeout_s)
+                url = _url_of(name)
+        except BaseException:
+            _undo(lease, locked=True)
+            raise
+        lease = replace(lease, url=url.rstrip("/"))
+        write_lease(lease)
+    return lease
+
+
+def _url_of(app: str) -> str:
+    if url := modal_calls.web_url(app, modal_app.FUNCTION):
+        return url
+    raise ServerError(f"{app} is deployed, but Modal names no URL of it; see it in Modal's dashboard")
+
+
+def _adopt(lease: Lease) -> None:
+    """Give an app that somebody deployed by hand a lease of its own, so that no run stops it before its deadline."""
+    others = others_of(lease)
+    for one in others:
+        if not is_live(one):
+            drop_lease(one)
+    for app in [] if others else modal_calls.live_apps(lease.app):
+        if app.tags.get("holder") == DEPLOYED and app.deadline:
+            write_lease(replace(lease, lease_id=new_lease_id(), kept=True, deadline=app.deadline, run_dir=""))
+
+
+def wait_ready(lease: Lease, key: str, limit_s: float, say: Callable[[str], None]) -> None:
+    """Ask for the models until they come, through as many 303s as it takes.
+
+    Raises `ServerError` with the end of the server's log when it fails or stays silent.
+    """
+    deadline, failures, told = time.monotonic() + limit_s, 0, False
+    first = url = f"{lease.url}/v1/models"
+    with httpx.Client() as client:
+        while (left := deadline - time.monotonic()) > 0:
+            began = time.monotonic()
+            if reason := exit_message(lease.lease_id):
+                raise ServerError(reason)
+            try:
+                answer = client.get(url, timeout=min(ONE_REQUEST_S, left), headers=_headers(url, lease, key))
+            except httpx.TransportError:
+                answer = httpx.Response(httpx.codes.BAD_GATEWAY)
+            if answer.status_code == httpx.codes.OK:
+                return
+            if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+                raise ServerError(
+                    f"{lease.app} refuses our key ({answer.status_code}); `modal-eval stop --all` ends it, and the next run "
+                    "deploys it anew"
+                )
+            # a container that fails is started again a few times, and Modal says 500 meanwhile
+            failures = failures + 1 if answer.status_code == httpx.codes.INTERNAL_SERVER_ERROR else 0
+            if failures >= FAILURES:
+                raise ServerError(f"{lease.app} does not start (HTTP 500); {log_end(lease)}")
+            location = answer.headers.get("Location") if answer.status_code == httpx.codes.SEE_OTHER else None
+            url = str(answer.url.join(location)) if location else first
+            if not told and time.monotonic() - began > 1:
+                say(f"waiting for {lease.app}: a cold GPU loads the model now")
+                told = True
+            time.sleep(max(0.0, POLL_S - (time.monotonic() - began)))
+    raise ServerError(
+        f"{lease.app} did not answer within infra.startup_timeout={limit_s:g} s and was given back; raise the limit, or see "
+        f"its log; {log_end(lease)}"
+    )
+
+
+def _headers(url: str, lease: Lease, key: str) -> dict[str, str]:
+    """The key goes to the server's own host and to no other, wherever a redirect points."""
+    return {"Authorization": f"Bearer {key}"} if httpx.URL(url).host == httpx.URL(lease.url).host else {}
+
+
+def others_of(lease: Lease) -> list[Lease]:
+    """The other leases of the same app."""
+    return [one for one in leases() if one.app == lease.app and one.lease_id != lease.lease_id]
+
+
+def finish(lease: Lease) -> None:
+    """Give the server back as the run asked for: kept for the next one, or as `release` does."""
+    save_log(lease)
+    if not lease.keep_s:
+        release(lease)
+        return
+    kept = replace(lease, kept=True, deadline=time.time() + lease.keep_s)
+    write_lease(kept)
+    modal_calls.set_tags(lease.app, modal_app.app_tags(lease.model, "kept", kept.deadline or 0))
+
+
+def release(lease: Lease) -> None:
+    """Give back one lease; the last one stops the app.
+
+    Raises `ServerError` when Modal cannot be asked; the lease stays then, for the next run or `modal-eval stop`.
+    """
+    with modal_keys.app_lock(lease.app):
+        _give_back(lease)
+
+
+def _give_back(lease: Lease) -> None:
+    others = others_of(lease)
+    if not any(is_live(one) for one in others):
+        modal_calls.stop(lease.app)
+        modal_keys.forget(lease.app)
+        for one in others:
+            drop_lease(one)
+    drop_lease(lease)
+
+
+def _undo(lease: Lease, *, locked: bool = False) -> None:
+    """Give back what did not come up; a Modal that cannot be asked any more hides no earlier fault."""
+    try:
+        if locked:
+            _give_back(lease)
+        else:
+            release(lease)
+    except ServerError as error:
+        logger.warning("%s stays for now: %s", lease.app, error)
+
+
+def save_log(lease: Lease) -> None:
+    """Copy the end of the server's log into the run's folder, as far as Modal gives it."""
+    if not lease.run_dir:
+        return
+    path = paths.logs_dir(Path(lease.run_dir)) / LOG
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        text = modal_calls.last_log_lines(lease.app, LOG_LINES)
+    except ModalEvalError as error:  # it is worth a line, not the run
+        text = f"{error}\n"
+    path.write_text(text, encoding="utf-8")
+
+
+def log_end(lease: Lease) -> str:
+    save_log(lease)
+    path = paths.logs_dir(Path(lease.run_dir)) / LOG
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return f"the end of {path}:\n" + "\n".join(lines[-SHOWN_LINES:])
+
+
+def exit_message(lease_id: str) -> str | None:
+    """Why the server is not ours any more; `None` while the lease stands."""
+    if lease_of(lease_id) is None:
+        return f"the server on Modal was stopped by somebody else (its lease {lease_id} is gone)"
+    return None
+
+
+def deploy(config: RunConfig, model: PreparedModel, *, say: Callable[[str], None]) -> Lease:
+    """Deploy a server that outlives this process: until it is stopped, or `infra.lifetime` is over.
+
+    Returns once Modal names its URL, without waking a GPU. Raises `ServerError`.
+    """
+    wanted = modal_app.plan(config, model)
+    lease = replace(acquire(wanted, None, say=say), kept=True)
+    write_lease(lease)
+    for other in others_of(lease):  # it is renewed, not doubled
+        if other.kept:
+            drop_lease(other)
+    return lease
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """An app of ours on Modal that has no lease here."""
+
+    app: str
+    model: str
+    """As a tag spells it: `tag`."""
+    created_at: str
+    deadline: float | None
+    holder: str
+    ours: bool
+    """Made by this user's state; another one's is only shown until its deadline has passed."""
+
+    def serves(self, model: str) -> bool:
+        return self.model == modal_app.tag(model)
+
+    @property
+    def may_stop(self) -> bool:
+        """Whether nobody has a right to it any more."""
+        expired = self.deadline is not None and self.deadline < time.time()
+        return expired or (self.ours and self.holder not in (DEPLOYED, "kept"))
+
+
+def orphans() -> list[Orphan]:
+    """The apps on Modal that modal-eval deployed and that no lease here speaks of. Raises `ServerError`."""
+    known = {lease.app for lease in leases()}
+    found = [app for app in modal_calls.live_apps(modal_app.PREFIX) if app.tags.get("tool") == "modal-eval"]
+    return [
+        Orphan(
+            app.name,
+            app.tags.get("model", ""),
+            app.created_at.isoformat(timespec="seconds") if app.created_at else "",
+            app.deadline,
+            app.tags.get("holder", "nobody"),
+            app.tags.get("owner") == modal_keys.owner(),
+        )
+        for app in found
+        if app.name not in known
+    ]
+
+
+def stop_orphan(orphan: Orphan) -> None:
+    """Stop an app that has no lease. Raises `ServerError` when Modal cannot be asked."""
+    with modal_keys.app_lock(orphan.app):
+        modal_calls.stop(orphan.app)
+        modal_keys.forget(orphan.app)
