@@ -13,10 +13,10 @@ from modal_eval import paths
 from modal_eval.checkpoints import resolve_model
 from modal_eval.checkpoints.resolve import step_and_stage
 from modal_eval.checkpoints.templates import folder_template
-from modal_eval.checkpoints.weights import INDEX, SINGLE, SINGLE_SHARD
+from modal_eval.checkpoints.weights import INDEX, SINGLE
 from modal_eval.config.load import resolve
 from modal_eval.config.models import BenchmarkConfig, Overrides
-from modal_eval.errors import CheckpointError
+from modal_eval.errors import CheckpointError, IncompleteError
 
 COMMIT = "a" * 40
 
@@ -24,6 +24,7 @@ COMMIT = "a" * 40
 @pytest.fixture(autouse=True)
 def state(tmp_path, monkeypatch):
     monkeypatch.setenv("MODAL_EVAL_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("MODAL_EVAL_CACHE_DIR", str(tmp_path / "cache"))
 
 
 def config(model, chat_template=None, **infra):
@@ -37,15 +38,13 @@ def shard(values=b"\0" * 8, size=None):
     return struct.pack("<Q", len(header)) + header + values
 
 
-def folder(path, weights=None, index=None, **files):
+def folder(path, weights=None, **files):
     path.mkdir(parents=True)
-    texts = {"config.json": "{}", "tokenizer.json": "{}", **files}
+    texts = {"config.json": "{}", "tokenizer.json": "{}", "tokenizer_config.json": '{"chat_template": "T"}', **files}
     for name, text in texts.items():
         (path / name).write_text(text)
     for name, content in (weights or {SINGLE: shard()}).items():
         (path / name).write_bytes(content)
-    if index:
-        (path / INDEX).write_text(json.dumps({"weight_map": {str(n): name for n, name in enumerate(index)}}))
     return path
 
 
@@ -84,7 +83,8 @@ def test_a_broken_json_file_is_named(tmp_path, files, words):
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     path = folder(tmp_path / "model")
     (path / "tokenizer.json").unlink()
-    with pytest.raises(CheckpointError, match="has no tokenizer"):
+    (path / "tokenizer_config.json").unlink()
+    with pytest.raises(IncompleteError, match="is incomplete: it lacks a tokenizer"):
         resolve_model(config(path))
 
 
@@ -109,17 +109,6 @@ def test_a_shard_that_is_none_is_named(tmp_path, content):
         resolve_model(config(folder(tmp_path / "model", {SINGLE: content})))
 
 
-@pytest.mark.parametrize(("there", "named"), [(SINGLE, SINGLE_SHARD), (SINGLE_SHARD, SINGLE)])
-def test_an_index_that_disagrees_with_its_one_file_is_mended_without_touching_the_source(tmp_path, there, named):
-    path = folder(tmp_path / "model", {there: shard()}, index=[named])
-    before = sorted(path.iterdir())
-    prepared = resolve_model(config(path))
-    assert (prepared.path / named).read_bytes() == (path / there).read_bytes()
-    assert prepared.path != path
-    assert sorted(path.iterdir()) == before
-    assert resolve_model(config(path)).digest == prepared.digest
-
-
 def test_the_digest_follows_the_weights_and_not_the_clock(tmp_path):
     one = folder(tmp_path / "one")
     first = resolve_model(config(one)).digest
@@ -138,9 +127,11 @@ def test_the_models_own_template_comes_first_and_the_benchmarks_last(tmp_path):
     assert (both.source, both.path.read_text()) == ("tokenizer_config.json", "A")
     config_only = folder_template(folder(tmp_path / "config", **{"tokenizer_config.json": held}), "math")
     assert (config_only.path, config_only.sha256) == (None, hashlib.sha256(b"A").hexdigest())
-    file_only = folder_template(folder(tmp_path / "file", **{"chat_template.jinja": "B"}), "math")
+    file_only = folder_template(
+        folder(tmp_path / "file", **{"tokenizer_config.json": "{}", "chat_template.jinja": "B"}), "math"
+    )
     assert (file_only.source, file_only.sha256) == ("chat_template.jinja", hashlib.sha256(b"B").hexdigest())
-    neither = folder(tmp_path / "neither")
+    neither = folder(tmp_path / "neither", **{"tokenizer_config.json": "{}"})
     assert folder_template(neither, "math").path == paths.project_root() / "benchmark_configs/templates/math.jinja"
     assert folder_template(neither, None).source == "none"
 
@@ -201,7 +192,9 @@ def test_step_and_stage_are_read_from_the_name(name, expected):
     assert step_and_stage(name) == expected
 
 
-HUB_FILES = {"config.json": b"{}", "tokenizer.json": b"{}", SINGLE: shard(), "README.md": b"not wanted"}
+HUB_FILES = {
+    "config.json": b"{}", "tokenizer.json": b"{}", "chat_template.jinja": b"T", SINGLE: shard(), "README.md": b"not wanted",
+}  # fmt: skip
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -254,7 +247,7 @@ def fetched(model, endpoint, cache):
         from modal_eval.checkpoints import resolve_model
         from modal_eval.config.load import resolve
         from modal_eval.config.models import BenchmarkConfig
-        from modal_eval.errors import CheckpointError
+        from modal_eval.errors import CheckpointError, IncompleteError
         try:
             found = resolve_model(resolve(sys.argv[1], BenchmarkConfig(env_id="toy")))
             print(found.source, found.served_name, found.revision, *sorted(one.name for one in found.path.iterdir()))
@@ -267,7 +260,7 @@ def fetched(model, endpoint, cache):
 
 
 def test_a_hub_model_is_pinned_to_its_commit_and_stays_usable_without_the_hub(hub, tmp_path):
-    expected = f"hub org/tiny {COMMIT} config.json {SINGLE} tokenizer.json"
+    expected = f"hub org/tiny {COMMIT} chat_template.jinja config.json {SINGLE} tokenizer.json"
     assert fetched("org/tiny", hub, tmp_path) == expected
     assert fetched("org/tiny", "http://127.0.0.1:9", tmp_path) == expected
 

@@ -11,8 +11,11 @@ from typing import Literal
 
 from modal_eval.checkpoints.gguf import CHAT_TEMPLATE, check_gguf
 from modal_eval.checkpoints.hub import DESCRIPTION_FILES, WANTED_FILES, fetch
-from modal_eval.checkpoints.templates import folder_template, gguf_template
-from modal_eval.checkpoints.weights import check_folder, header_bytes, repaired
+from modal_eval.checkpoints.repair import repaired
+from modal_eval.checkpoints.s3 import fetch as fetch_from_s3
+from modal_eval.checkpoints.s3 import is_address
+from modal_eval.checkpoints.templates import folder_template, gguf_template, refuse_chat_without_template
+from modal_eval.checkpoints.weights import check_folder, header_bytes
 from modal_eval.config.models import RunConfig
 from modal_eval.environments import ensure_environment, named_environment
 from modal_eval.errors import CheckpointError
@@ -32,14 +35,16 @@ def resolve_model(config: RunConfig) -> PreparedModel:
         return PreparedModel(name, "endpoint", None, name, None, None, None, "server", None, *step_and_stage(name))
     if infra.target == "modal":
         return _on_modal(config)
+    if is_address(name):
+        return _from_s3(config)
     path = Path(name).expanduser()
     if path.is_dir():
-        return _folder(config, path.resolve(), "folder", None)
+        return _folder(config, path.resolve(), "folder", path.resolve().name)
     if path.is_file() or name.endswith(".gguf"):
-        return _gguf(config, path.resolve(), "gguf")
+        return _gguf(config, path.resolve(), "gguf", path.stem)
     if infra.engine == "llamacpp":
         if name in PACKAGED:
-            return _gguf(config, _packaged_file(config, name), "package")
+            return _gguf(config, _packaged_file(config, name), "package", name)
         raise CheckpointError(
             f"llama.cpp loads GGUF files, and '{name}' is none on this disk; give -m path/to/model.gguf, or one of "
             f"{', '.join(PACKAGED)}"
@@ -49,7 +54,17 @@ def resolve_model(config: RunConfig) -> PreparedModel:
     if name.startswith((".", "/", "~")):
         raise CheckpointError(f"model folder {path} does not exist")
     folder, revision = fetch(name, config.vllm.revision)
-    return _folder(config, folder, "hub", revision)
+    return _folder(config, folder, "hub", name, revision)
+
+
+def _from_s3(config: RunConfig) -> PreparedModel:
+    if config.infra.engine == "llamacpp":
+        found = fetch_from_s3(config.model, "gguf")
+        return _gguf(config, found.path, "s3", found.name, found.revision)
+    if config.model.endswith(".gguf"):
+        raise CheckpointError(f"{config.model} is a GGUF file; add --infra.engine=llamacpp")
+    found = fetch_from_s3(config.model, "folder")
+    return _folder(config, found.path, "s3", found.name, found.revision, shown=config.model)
 
 
 def _on_modal(config: RunConfig) -> PreparedModel:
@@ -64,6 +79,7 @@ def _on_modal(config: RunConfig) -> PreparedModel:
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{name} at {revision} has no config.json, so it is no model that vLLM loads")
     template = folder_template(folder, config.chat_template)
+    refuse_chat_without_template(config, template, name)
     return PreparedModel(
         name, "hub", None, name, revision, None, template.path, template.source, template.sha256, *step_and_stage(name)
     )
@@ -82,29 +98,40 @@ def _packaged_file(config: RunConfig, name: str) -> Path:
     return found[0]
 
 
-def _gguf(config: RunConfig, path: Path, source: Literal["gguf", "package"]) -> PreparedModel:
+def _gguf(
+    config: RunConfig, path: Path, source: Literal["gguf", "package", "s3"], name: str, revision: str | None = None
+) -> PreparedModel:
     if not path.is_file():
         raise CheckpointError(f"model file {path} does not exist")
     if config.infra.engine != "llamacpp":
         raise CheckpointError(f"{path.name} is a GGUF file; add --infra.engine=llamacpp")
     head = check_gguf(path)
-    name = path.stem if source == "gguf" else config.model
     with path.open("rb") as file:
         digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
     template = gguf_template(head.metadata.get(CHAT_TEMPLATE), config.chat_template)
+    refuse_chat_without_template(config, template, name)
     return PreparedModel(
-        config.model, source, path, name, None, digest, template.path, template.source, template.sha256,
+        config.model, source, path, name, revision, digest, template.path, template.source, template.sha256,
         *step_and_stage(name),
     )  # fmt: skip
 
 
-def _folder(config: RunConfig, path: Path, source: Literal["folder", "hub"], revision: str | None) -> PreparedModel:
+def _folder(
+    config: RunConfig,
+    path: Path,
+    source: Literal["folder", "hub", "s3"],
+    name: str,
+    revision: str | None = None,
+    *,
+    shown: str | None = None,
+) -> PreparedModel:
+    """`name` goes into requests and what is pushed, so it holds no path of a machine; `shown` is for messages."""
     if config.infra.engine == "llamacpp":
         raise CheckpointError(f"{path} is a folder and llama.cpp loads GGUF files; drop --infra.engine=llamacpp")
-    loadable = repaired(path)
-    check_folder(loadable)
+    loadable = repaired(path, shown)
+    check_folder(loadable, shown)
     template = folder_template(loadable, config.chat_template)
-    name = config.model if source == "hub" else path.name  # requests, and what is pushed, carry no path of a machine
+    refuse_chat_without_template(config, template, name)
     return PreparedModel(
         config.model, source, loadable, name, revision, folder_digest(loadable), template.path, template.source,
         template.sha256, *step_and_stage(name),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from modal_eval import paths
+from modal_eval.config.models import BenchmarkConfig
 from modal_eval.errors import CheckpointError
 
 Source = Literal["server", "tokenizer_config.json", "chat_template.jinja", "gguf", "benchmark", "none"]
@@ -41,6 +42,32 @@ def folder_template(folder: Path, fallback: str | None) -> Template:
 def gguf_template(held: Any, fallback: str | None) -> Template:
     """The template `held` in a GGUF file's metadata, then the benchmark's."""
     return Template(None, "gguf", _sha256(str(held))) if held else _fallback(fallback)
+
+
+def asks_as_chat(config: BenchmarkConfig) -> bool:
+    """Whether the benchmark's requests are chats, which no model answers without a template.
+
+    EvalPlus's `prompt_format: base` and lm-eval without `apply_chat_template` send plain text; OLMES makes its prompts by
+    itself.
+    """
+    match config.eval.harness:
+        case "evalplus":
+            return bool(config.env_args.get("prompt_format", "chat") != "base")
+        case "lm_eval":
+            return bool(config.env_args.get("apply_chat_template", False))
+        case "olmes":
+            return False
+        case _:
+            return True
+
+
+def refuse_chat_without_template(config: BenchmarkConfig, template: Template, model: str) -> None:
+    """Raise `CheckpointError` for a base model on a chat benchmark, before it costs a server to find out."""
+    if template.source == "none" and asks_as_chat(config):
+        raise CheckpointError(
+            f"{model} brings no chat template (a base model has none) and {config.name or config.env_id} asks as a chat; "
+            "give the benchmark's YAML a chat_template: base, code, math or think, or take the model's instruct version"
+        )
 
 
 def _fallback(name: str | None) -> Template:

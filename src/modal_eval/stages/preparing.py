@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,13 @@ def prepare(run_dir: Path) -> dict[str, Any]:
 
 
 def fingerprint(run_dir: Path) -> str:
-    """Short hash of everything that `prepare` looks at, by name, size and time: equal means it would find the same."""
+    """Short hash of everything that `prepare` looks at, by name, size and time: equal means it would find the same.
+
+    For a model on S3 never equal: it may be another by now, or no longer in the cache.
+    """
     run = Run.load(run_dir)
+    if run.config.model.startswith("s3://"):
+        return secrets.token_hex(8)
     root = paths.project_root()
     looked_at = [*sorted((root / "requirements").glob("*.txt")), *sorted(ENVIRONMENTS.rglob("*.py"))]
     model = Path(run.config.model)

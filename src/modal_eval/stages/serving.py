@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modal_eval import paths, serving
+from modal_eval import checkpoints, paths, serving
 from modal_eval.errors import ModalEvalError
 from modal_eval.proxy import Proxy, ProxySettings
 from modal_eval.records import ServerHandle
@@ -27,6 +27,8 @@ class Holding:
 
     server: ServerHandle | None = None
     proxy: Proxy | None = None
+    checkpoint: checkpoints.Hold | None = None
+    """The model's files in the cache, which nobody removes meanwhile."""
 
 
 _holdings: dict[Path, Holding] = {}
@@ -39,9 +41,14 @@ def deploy(run_dir: Path, say: Callable[[str], None] = logger.info) -> ServerHan
     model, _ = read_prepared(run_dir)
     holding = _holdings.setdefault(run_dir, Holding())
     with timed(run_dir, "deploy"):
+        holding.checkpoint = holding.checkpoint or checkpoints.use(model)
         holding.server = serving.start_server(run.config, model, run_dir, say=say)
         refuse_changed_server(run, holding.server)
-    run.update(app_name=holding.server.app, modal_url=holding.server.base_urls[0], server={"engine": holding.server.engine, **holding.server.facts})
+    run.update(
+        app_name=holding.server.app,
+        modal_url=holding.server.base_urls[0],
+        server={"engine": holding.server.engine, **holding.server.facts},
+    )
     return holding.server
 
 
@@ -105,8 +112,12 @@ def teardown(run_dir: Path) -> None:
         if holding.proxy:
             holding.proxy.stop()
     finally:
-        if holding.server:
-            serving.stop_server(holding.server)
+        try:
+            if holding.server:
+                serving.stop_server(holding.server)
+        finally:
+            if holding.checkpoint:
+                holding.checkpoint.close()
 
 
 def teardown_all() -> None:
