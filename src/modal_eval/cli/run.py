@@ -67,6 +67,7 @@ def show_plan(request: RunRequest, *, as_json: bool) -> int:
     examples = config.eval.num_examples or "all"
     server = {
         "endpoint": str(config.infra.base_url),
+        "node": f"{config.vllm.data_parallel_size} {config.infra.engine} server(s) on leased GPUs of this machine",
         "modal": f"a {config.infra.engine} server on Modal ({config.infra.gpu})",
     }.get(config.infra.target, f"a {config.infra.engine} server on this machine")
     data.print(

@@ -32,7 +32,7 @@ def names_of(value: Any) -> Any:
     return value
 
 
-Target = Literal["endpoint", "local", "modal"]
+Target = Literal["endpoint", "local", "node", "modal"]
 Engine = Literal["vllm", "llamacpp"]
 
 
@@ -40,9 +40,10 @@ class InfraConfig(Section):
     """Where the model server runs."""
 
     target: Target = "local"
-    """`local` starts a server on this machine, `modal` one on Modal; `endpoint` uses one that already runs at `base_url`."""
+    """`local` starts a server on this machine as it is, `node` on GPUs of this machine that it leases, `modal` on Modal;
+    `endpoint` uses one that already runs at `base_url`."""
     engine: Engine = "vllm"
-    """Which server `local` starts: `vllm`, or `llamacpp` for GGUF files."""
+    """Which server `local` and `node` start: `vllm`, or `llamacpp` for GGUF files."""
     base_url: str | None = None
     """OpenAI-compatible base of the endpoint, such as `http://127.0.0.1:8000/v1`; replicas with commas between."""
     api_key_env: str | None = None
@@ -61,6 +62,10 @@ class InfraConfig(Section):
     """Longest time that a server may be away or too busy before the run is given up for a resume, in seconds."""
     startup_timeout: Annotated[int, Field(ge=1)] = 1800
     """Longest time that a server may take until it answers, in seconds."""
+    gpu_wait: Annotated[float, Field(ge=0)] | None = None
+    """Longest wait for free GPUs of a node, in seconds; 0 takes them at once or fails, null waits."""
+    max_restarts: Annotated[int, Field(ge=0)] = 2
+    """How often each replica on a node is started again when it dies while generating."""
     scaledown_window: Annotated[int, Field(ge=1)] = 900
     """Idle time after which the server gives its GPU back, in seconds."""
     max_concurrent_inputs: Annotated[int, Field(ge=1)] = 999
@@ -84,8 +89,9 @@ class VllmConfig(Section):
     """Share of the GPU's memory that vLLM takes."""
     tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
     """Shards of one replica. Above 1 a greedy run's score can change (see `allow_tensor_parallel`)."""
-    data_parallel_size: Annotated[int, Field(ge=1)] = 1
-    """Replicas of the model, each on GPUs of its own."""
+    data_parallel_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
+    """Replicas of the model, each on GPUs of its own. On a node, as many of them as there are free GPUs for; `auto` takes
+    all that are free."""
     prefix_caching: bool = True
     """Reuse the computed prefix of equal prompts."""
     trust_remote_code: bool = False
@@ -102,6 +108,11 @@ class VllmConfig(Section):
     """Says that `tensor_parallel_size` above 1 is wanted although a greedy score can move with it."""
     extra_args: dict[str, Any] = {}
     """Any further flag under vLLM's own name, such as `{max_num_seqs: 64}`."""
+
+    @property
+    def replicas(self) -> int:
+        """Replicas that are asked for: one where it is left to the free GPUs."""
+        return 1 if self.data_parallel_size == "auto" else self.data_parallel_size
 
 
 class SamplingConfig(Section):
@@ -283,10 +294,19 @@ class RunConfig(BenchmarkConfig):
         name, _, count = infra.gpu.partition(":")
         if not name or not (count or "1").isdecimal() or int(count or "1") < 1:
             raise ValueError(f"infra.gpu={infra.gpu} is no GPU of Modal; write TYPE or TYPE:COUNT, such as A100-80GB:2")
-        if (needed := vllm.tensor_parallel_size * vllm.data_parallel_size) != int(count or "1"):
+        if (needed := vllm.tensor_parallel_size * vllm.replicas) != int(count or "1"):
             raise ValueError(
                 f"infra.gpu={infra.gpu} has {count or 1} GPU(s), and vllm.data_parallel_size={vllm.data_parallel_size} "
                 f"with tensor_parallel_size={vllm.tensor_parallel_size} uses {needed}; write --infra.gpu={name}:{needed}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def check_auto_replicas(self) -> RunConfig:
+        if self.vllm.data_parallel_size == "auto" and self.infra.target != "node":
+            raise ValueError(
+                f"vllm.data_parallel_size=auto is for infra.target=node, which leases GPUs, and infra.target is "
+                f"'{self.infra.target}'; give a number"
             )
         return self
 

@@ -103,8 +103,8 @@ def plan(config: RunConfig, model: PreparedModel) -> Plan:
     words = ["vllm", "serve", model.model_id, "--host", "0.0.0.0", "--port", str(PORT)]  # noqa: S104 - behind Modal's own gate
     words += vllm.flag("revision", model.revision) + vllm.flag("tokenizer_revision", model.revision)
     words += vllm.settings(config, model.served_name, template)
-    if config.vllm.data_parallel_size > 1:
-        words += vllm.flag("data_parallel_size", config.vllm.data_parallel_size)
+    if config.vllm.replicas > 1:
+        words += vllm.flag("data_parallel_size", config.vllm.replicas)
     return Plan(
         model.model_id, model.revision, tuple(words), vllm_version(), infra.gpu, infra.timeout, infra.startup_timeout,
         infra.scaledown_window, infra.max_concurrent_inputs, infra.lifetime, tuple(infra.secrets),

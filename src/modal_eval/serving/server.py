@@ -15,9 +15,10 @@ import httpx
 from modal_eval import paths
 from modal_eval.config.models import RunConfig
 from modal_eval.errors import ServerError
+from modal_eval.gpus import GpuLease
 from modal_eval.processes import OwnedProcess, free_port, last_lines, masked
 from modal_eval.records import Lease, PreparedModel, ServerHandle
-from modal_eval.serving import llamacpp, modal_app, modal_servers, vllm
+from modal_eval.serving import llamacpp, modal_app, modal_servers, node, vllm
 from modal_eval.serving.ending import stop_lease, sweep_dead
 from modal_eval.serving.endpoint import check_endpoint, server_facts
 from modal_eval.serving.leases import (
@@ -53,6 +54,17 @@ class Replica:
     lease: Lease
     url: str
     log: Path
+    launch: Callable[[], tuple[OwnedProcess, Lease]]
+    """Starts it again, at the same URL and on the same GPUs."""
+    gpus: GpuLease | None = None
+    on_node: bool = False
+    restarts_left: int = 0
+
+    def restart(self) -> None:
+        """Start it again after its death; whether it comes up is for the proxy to see."""
+        self.restarts_left -= 1
+        drop_lease(self.lease)
+        self.process, self.lease = self.launch()
 
     def death(self) -> str | None:
         """What to tell when the process has ended by itself."""
@@ -85,9 +97,10 @@ def start_server(
     python = engine.environment(config, say=say)
     lease_id = new_lease_id()
     replicas: list[Replica] = []
+    parts = node.lease_gpus(config, model, run_dir, say=say)
     try:
-        for number in range(config.vllm.data_parallel_size):
-            replicas.append(_launch(engine, python, config, model, run_dir, lease_id, number))
+        for number, gpus in enumerate(parts):
+            replicas.append(_launch(engine, python, config, model, run_dir, lease_id, number, gpus))
             say(f"{config.infra.engine} is starting (pid {replicas[-1].process.pid}); its log is {replicas[-1].log}")
         deadline = time.monotonic() + config.infra.startup_timeout
         for replica in replicas:
@@ -95,6 +108,7 @@ def start_server(
         facts = server_facts(replicas[0].url, model.served_name)
     except BaseException:
         _end(replicas)
+        node.release(parts)
         raise
     _replicas[lease_id] = replicas
     urls = tuple(f"{replica.url}/v1" for replica in replicas)
@@ -102,25 +116,40 @@ def start_server(
 
 
 def _launch(
-    engine: Engine, python: Path, config: RunConfig, model: PreparedModel, run_dir: Path, lease_id: str, number: int
+    engine: Engine,
+    python: Path,
+    config: RunConfig,
+    model: PreparedModel,
+    run_dir: Path,
+    lease_id: str,
+    number: int,
+    gpus: GpuLease | None,
 ) -> Replica:
-    """Start replica `number` under a lease of its own, which is on disk first."""
+    """Start replica `number` under a lease of its own, which is on disk first, and on its GPUs."""
     port = free_port()
     command = engine.command(python, config, model, port)
-    variables = engine.variables(python, config, number)
+    variables = {**engine.variables(python, config, number), **(gpus.variables if gpus else {})}
     url, log = f"http://127.0.0.1:{port}", _log(run_dir, config.infra.engine, number)
-    logger.info("starting %s", masked(command))
-    lease = take_lease(run_dir, model.model_id, f"{lease_id}-{number}" if number else lease_id)
-    try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        process = OwnedProcess.start(command, log_path=log, env=variables, grace_s=STOP_GRACE_S)
-    except OSError as error:
-        drop_lease(lease)
-        raise ServerError(f"the server's program cannot be started: {error}") from error
-    except BaseException:
-        drop_lease(lease)
-        raise
-    return Replica(process, note_server(lease, process.pid, process.started, url), url, log)
+
+    def launch() -> tuple[OwnedProcess, Lease]:
+        logger.info("starting %s", masked(command))
+        lease = take_lease(run_dir, model.model_id, f"{lease_id}-{number}" if number else lease_id)
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            process = OwnedProcess.start(
+                command, log_path=log, env=variables, grace_s=STOP_GRACE_S, hold_fds=gpus.fds if gpus else ()
+            )
+        except OSError as error:
+            drop_lease(lease)
+            raise ServerError(f"the server's program cannot be started: {error}") from error
+        except BaseException:
+            drop_lease(lease)
+            raise
+        return process, note_server(lease, process.pid, process.started, url)
+
+    process, lease = launch()
+    on_node = config.infra.target == "node"
+    return Replica(process, lease, url, log, launch, gpus, on_node, config.infra.max_restarts if on_node else 0)
 
 
 def _log(run_dir: Path, engine: str, number: int) -> Path:
@@ -152,6 +181,8 @@ def _answers(client: httpx.Client, url: str) -> bool:
 def _end(replicas: list[Replica]) -> None:
     with contextlib.ExitStack() as stack:  # one that cannot be ended keeps no other alive
         for replica in replicas:
+            if replica.gpus:
+                stack.callback(replica.gpus.release)
             stack.callback(drop_lease, replica.lease)
             stack.callback(replica.process.stop)
 
@@ -169,11 +200,15 @@ def stop_server(handle: ServerHandle) -> None:
 
 
 def server_exit(handle: ServerHandle) -> str | None:
-    """What a dead server said last; `None` while every replica lives, and for an endpoint."""
+    """What a dead server said last; `None` while it lives, and for an endpoint.
+
+    A replica on a node that died is started again here; meanwhile, and when its restarts are used up, the proxy gives its
+    calls to the others. Anywhere else one dead replica is a dead server.
+    """
     if handle.lease_id is None:
         return None
     if replicas := _replicas.get(handle.lease_id):
-        return next((death for replica in replicas if (death := replica.death())), None)
+        return _look_after(replicas)
     if handle.app:
         return modal_servers.exit_message(handle.lease_id)
     for number, lease in enumerate(family(handle.lease_id)):
@@ -181,3 +216,19 @@ def server_exit(handle: ServerHandle) -> str | None:
             log = _log(Path(lease.run_dir), handle.engine, number)
             return f"the model server (pid {lease.server_pid}) is gone; the end of {log}:\n{last_lines(log)}"
     return None
+
+
+def _look_after(replicas: list[Replica]) -> str | None:
+    """Restart what has died and may be restarted; the words of a dead one when that leaves too few."""
+    last_words = None
+    lives = 0
+    for replica in replicas:
+        if (death := replica.death()) is None:
+            lives += 1
+        elif replica.restarts_left > 0:
+            logger.warning("%s\nit is started again, %d more times at most", death, replica.restarts_left - 1)
+            replica.restart()
+            lives += 1
+        else:
+            last_words = death
+    return None if lives and replicas[0].on_node else last_words

@@ -92,7 +92,7 @@ def variables(python: Path, config: RunConfig, number: int) -> dict[str, str]:
     found["PATH"] = os.pathsep.join([str(python.parent), found.get("PATH", os.defpath)])  # kernels are built with ninja
     if not config.vllm.trust_remote_code:  # such code may stand in a repository of its own
         found |= {"HF_HUB_OFFLINE": "1"}
-    if config.vllm.data_parallel_size > 1:
+    if config.vllm.replicas > 1:
         found["CUDA_VISIBLE_DEVICES"] = ",".join(devices(config, number, os.environ.get("CUDA_VISIBLE_DEVICES")))
     return found
 
@@ -106,7 +106,7 @@ def devices(config: RunConfig, number: int, visible: str | None) -> list[str]:
 
     Raises `ConfigError` when `CUDA_VISIBLE_DEVICES` names too few.
     """
-    each, replicas = config.vllm.tensor_parallel_size, config.vllm.data_parallel_size
+    each, replicas = config.vllm.tensor_parallel_size, config.vllm.replicas
     usable = [name.strip() for name in visible.split(",")] if visible else [str(one) for one in range(each * replicas)]
     if len(usable) < each * replicas:
         raise ConfigError(

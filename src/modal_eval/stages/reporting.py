@@ -78,7 +78,7 @@ def cost(config: RunConfig, stage_seconds: dict[str, float]) -> dict[str, float 
     """
     if config.infra.target == "endpoint" or config.infra.engine != "vllm":
         return {"gpu_seconds": None, "cost": None}
-    gpus = config.vllm.tensor_parallel_size * config.vllm.data_parallel_size
+    gpus = config.vllm.tensor_parallel_size * config.vllm.replicas
     held = gpus * (stage_seconds.get("deploy", 0.0) + stage_seconds.get("generate", 0.0))
     price = config.infra.gpu_hour_price
     return {"gpu_seconds": round(held, 1), "cost": None if price is None else round(held / 3600 * price, 4)}

@@ -1,0 +1,170 @@
+"""Servers on a node: real llama.cpp replicas on leased GPUs, of which only the driver is a stand-in."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from modal_eval import serving
+from modal_eval.checkpoints import resolve_model
+from modal_eval.config.load import load_benchmark, resolve
+from modal_eval.config.models import Overrides
+from modal_eval.errors import GpuError, ServerError
+from modal_eval.processes import is_alive
+from tests.support.gpus import Machine
+
+MODEL = "SmolLM2-135M-Instruct"
+
+
+@pytest.fixture
+def machine(tmp_path):
+    folder = tmp_path / "machine"
+    folder.mkdir()
+    return Machine(folder)
+
+
+@pytest.fixture
+def here(machine, monkeypatch, tmp_path):
+    """The stand-in machine, seen from this process, with a state folder of the test's own."""
+    machine.enter(monkeypatch)
+    monkeypatch.setenv("MODAL_EVAL_STATE_DIR", str(tmp_path / "state"))
+    return machine
+
+
+def until(condition, within=60.0):
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def config(**vllm):
+    infra = {"target": "node", "gpu_wait": 0}
+    return resolve(MODEL, load_benchmark("demo"), Overrides.model_validate({"infra": infra, "vllm": vllm}))
+
+
+def start(wanted, folder):
+    return serving.start_server(wanted, resolve_model(wanted), folder)
+
+
+def test_auto_takes_every_free_gpu_one_a_replica_and_gives_them_all_back(here, tmp_path):
+    here.set("count", "3")
+    handle = start(config(data_parallel_size="auto"), tmp_path)
+    try:
+        assert len(set(handle.base_urls)) == 3
+        assert here.leased() == [0, 1, 2]
+        environments = [
+            dict(
+                entry.split("=", 1)
+                for entry in Path(f"/proc/{lease.server_pid}/environ").read_text().split("\0")
+                if "=" in entry
+            )
+            for lease in serving.leases()
+        ]
+        assert sorted(one["CUDA_VISIBLE_DEVICES"] for one in environments) == ["0", "1", "2"]
+    finally:
+        serving.stop_server(handle)
+    assert here.leased() == []
+    assert serving.leases() == []
+
+
+def test_fewer_replicas_than_asked_for_start_when_fewer_gpus_are_free_and_none_where_none_is(here, tmp_path):
+    here.set("count", "2")
+    first = start(config(), tmp_path)
+    try:
+        second = start(config(data_parallel_size=3), tmp_path)
+        try:
+            assert len(second.base_urls) == 1
+            with pytest.raises(GpuError, match="no GPU after 0 s"):
+                start(config(), tmp_path)
+        finally:
+            serving.stop_server(second)
+    finally:
+        serving.stop_server(first)
+    assert here.leased() == []
+
+
+def test_a_replica_that_dies_is_started_again_so_often_and_no_more(here, tmp_path):
+    wanted = config()
+    wanted = wanted.model_copy(update={"infra": wanted.infra.model_copy(update={"max_restarts": 1})})
+    handle = start(wanted, tmp_path)
+    try:
+        (before,) = serving.leases()
+        os.kill(before.server_pid, signal.SIGKILL)
+        assert until(lambda: not is_alive(before.server_pid, before.server_started))
+        assert until(
+            lambda: serving.server_exit(handle) is None and serving.leases()[0].server_pid != before.server_pid
+        )
+        (after,) = serving.leases()
+        assert after.url == before.url
+        assert here.leased() == [0]
+        os.kill(after.server_pid, signal.SIGKILL)
+        assert until(lambda: "killed by signal 9" in (serving.server_exit(handle) or ""))
+    finally:
+        serving.stop_server(handle)
+    assert here.leased() == []
+
+
+def test_a_run_that_loses_one_of_three_replicas_finishes_with_every_rollout_and_none_twice(cli, machine):
+    cli.env = machine.env(cli.env)
+    process = cli.start(
+        "run", "-m", MODEL, "-b", "demo", "--run-dir", str(cli.run_dir), "--infra.target=node", "--vllm.data_parallel_size=3",
+        "--eval.num_examples=60", "--sampling.max_tokens=40", "--sampling.temperature=0.5", "--sampling.seed=1",
+    )  # fmt: skip
+    results = cli.run_dir / "results.jsonl"
+    cli.wait_for(lambda: results.is_file() and results.read_bytes().count(b"\n") > 5, process)
+    assert machine.leased() == [0, 1, 2]
+    leases = [json.loads(path.read_text()) for path in (cli.folder / "state" / "leases").glob("*-1.json")]
+    os.kill(leases[0]["server_pid"], signal.SIGKILL)
+    _, err = process.communicate(timeout=280)
+    assert process.returncode == 0, err
+    summary = cli.metadata()
+    assert (summary["num_scored"], summary["num_unscored"]) == (60, 0)
+    finished = Counter(
+        line["tag"]
+        for line in map(json.loads, (cli.run_dir / "checkpoint.jsonl").read_text().splitlines())
+        if line.get("status") == 200
+    )
+    assert len(finished) == 60
+    assert set(finished.values()) == {1}
+    assert "it is started again" in (cli.run_dir / "logs" / "flow.log").read_text()
+    assert machine.leased() == []
+
+
+def test_a_gpu_stays_leased_no_longer_than_its_server_when_everything_of_ours_is_killed(cli, machine):
+    cli.env = machine.env(cli.env)
+    process = cli.start("run", "-m", MODEL, "-b", "demo", "--run-dir", str(cli.run_dir), "--infra.target=node")
+    results = cli.run_dir / "results.jsonl"
+    cli.wait_for(lambda: results.is_file() and results.stat().st_size > 0, process)
+    assert machine.leased() == [0]
+    process.kill()
+    process.communicate()
+    assert until(lambda: machine.leased() == [])
+    cli("stop", "--all")
+    assert list((cli.folder / "state" / "leases").glob("*.json")) == []
+
+
+def test_without_a_gpu_vllm_is_told_so_in_one_line_and_nothing_is_left(cli, machine):
+    machine.set("count", "0")
+    cli.env = machine.env(cli.env)
+    ended = cli(
+        "run", "-m", MODEL, "-b", "demo", "--infra.target=node", "--infra.engine=vllm", expect=1
+    )  # fmt: skip
+    assert "no NVIDIA GPU" in ended.stderr or "GGUF" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_server_that_cannot_start_leaves_no_gpu_leased(here, tmp_path):
+    wanted = config(extra_args={"slots": "many"})
+    with pytest.raises(ServerError):
+        start(wanted, tmp_path)
+    assert here.leased() == []
+    assert serving.leases() == []
