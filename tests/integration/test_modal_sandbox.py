@@ -8,44 +8,27 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from modal_eval.environments import ensure_environment
 from modal_eval.errors import SandboxError
-from modal_eval.processes import OwnedProcess
 from modal_eval.scoring.modal_sandbox import ModalSandbox
 from modal_eval.scoring.sandbox import Sandbox
+from tests.support.modal_account import ROOT, SUPPORT, Account, account
 
-ROOT = Path(__file__).resolve().parents[2]
-SUPPORT = ROOT / "tests" / "support"
 needs_root = pytest.mark.skipif(
     os.geteuid() != 0, reason="the stand-in's container starts each sample as a user of its own, which takes root"
 )
 
 
-@dataclass
-class Modal:
-    """The stand-in, and what it has seen."""
-
-    url: str
-    log: Path
-    python: Path
-    home: Path
-
-    @property
-    def variables(self) -> dict[str, str]:
-        return {
-            "MODAL_SERVER_URL": self.url, "MODAL_TOKEN_ID": "ak-test", "MODAL_TOKEN_SECRET": "as-test",
-            "MODAL_CONFIG_PATH": str(self.home / "modal.toml"), "MODAL_EVAL_RUN_ID": "run 7f",
-        }  # fmt: skip
+class Modal(Account):
+    """The stand-in, and calls of a `ModalSandbox` against it."""
 
     def __call__(self, *calls: dict[str, Any], connect_s: float = 30.0, **variables: str | None) -> list[Any]:
         """The replies to `calls`, which run at the same time."""
-        chosen = {**os.environ, **self.variables, "PYTHONPATH": str(ROOT), **variables}
+        chosen = {**os.environ, **self.variables, "MODAL_EVAL_RUN_ID": "run 7f", "PYTHONPATH": str(ROOT), **variables}
         done = subprocess.run(
             [self.python, SUPPORT / "modal_calls.py"], input=json.dumps({"calls": calls, "connect_s": connect_s}),
             env={name: value for name, value in chosen.items() if value is not None},
@@ -54,24 +37,10 @@ class Modal:
         assert done.returncode == 0, done.stderr[-3000:]
         return list(json.loads(done.stdout.splitlines()[-1]))
 
-    def events(self, kind: str) -> list[dict[str, Any]]:
-        found = [json.loads(line) for line in self.log.read_text().splitlines()]
-        assert [event for event in found if event["event"] == "unimplemented"] == []
-        return [event for event in found if event["event"] == kind]
-
 
 def serve(folder: Path, *options: str) -> Iterator[Modal]:
-    python = ensure_environment("verifiers-legacy")
-    port, log = folder / "port", folder / "events.jsonl"
-    server = OwnedProcess.start(
-        [str(python), str(SUPPORT / "modal_server.py"), str(port), str(log), *options], log_path=folder / "server.log"
-    )
-    try:
-        while not port.is_file():
-            assert server.poll() is None, (folder / "server.log").read_text()
-        yield Modal(f"http://127.0.0.1:{port.read_text()}", log, python, folder)
-    finally:
-        server.stop()
+    with account(folder, *options) as served:
+        yield Modal(**vars(served))
 
 
 @pytest.fixture

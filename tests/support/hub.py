@@ -1,4 +1,4 @@
-"""A read-only Hub on loopback that serves data sets from memory: enough for huggingface_hub and datasets."""
+"""A read-only Hub on loopback that serves data sets and models from memory: enough for huggingface_hub and datasets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from urllib.parse import unquote
 class Hub:
     commit: str
     files: dict[str, dict[str, bytes]]
-    """Content of each file, by data set and name."""
+    """Content of each file, by the name of a data set or a model, and its own."""
     url: str = ""
     requests: list[str] = field(default_factory=list)
 
@@ -60,7 +60,15 @@ def serve_hub(commit: str, files: dict[str, dict[str, bytes]]) -> Iterator[Hub]:
             )
 
         def repository(self) -> str | None:
-            return next((name for name in hub.files if f"/datasets/{name}" in unquote(self.path)), None)
+            path = unquote(self.path)
+            return next(
+                (
+                    name
+                    for name in hub.files
+                    if f"/datasets/{name}" in path or path.startswith((f"/api/models/{name}", f"/{name}/resolve/"))
+                ),
+                None,
+            )
 
         def entries(self, repository: str | None) -> list[dict[str, object]]:
             return [

@@ -1,19 +1,21 @@
 # ruff: noqa: N802 - the methods are named as in the service definitions
-"""A stand-in for Modal on loopback, for the real client: a Sandbox is a folder, an exec in it a real local process.
+"""A stand-in for Modal on loopback, for the real client: a Sandbox is a folder, an exec in it a real local process, and a
+deployed web function a real local process behind what stands in front of it on Modal.
 
 Runs in an environment that has `modal`, on the service definitions of its own wheel:
 
-    python modal_server.py PORT_FILE LOG_FILE [--lose N]
+    python modal_server.py PORT_FILE LOG_FILE [--lose N] [--secret NAME]… [--programs FOLDER] [--cut S] [--drop N] [--expire N]
 
 It writes its port to PORT_FILE, and one JSON line per event to LOG_FILE. With `--lose N` the first N execs find that
-their Sandbox has gone.
+their Sandbox has gone. The account has the secrets `--secret`; a container of a web function has the programs in
+`--programs`; a request is cut after `--cut` seconds, the first `--drop` reloads of a completion's result lose their connection and
+the first `--expire` results of completions are gone when they are fetched.
 """
 
 import argparse
 import asyncio
 import base64
 import contextlib
-import inspect
 import itertools
 import json
 import os
@@ -23,9 +25,11 @@ from pathlib import Path
 
 import grpclib.server
 from grpclib import GRPCError, Status
+from modal_apps import Apps, Shelf
 from modal_proto import api_grpc, task_command_router_grpc
 from modal_proto import api_pb2 as api
 from modal_proto import task_command_router_pb2 as router
+from modal_rpc import rpc
 
 CONTAINER = {"PATH": "/usr/bin:/bin", "MODAL_SECRET_OF_THE_CONTAINER": "s3cret"}
 """The variables of an exec: the system's Python, and one that no sample may see."""
@@ -41,8 +45,11 @@ class Sandbox:
 class World:
     """What the two services share."""
 
-    def __init__(self, log, lose):
-        self.log, self.lose = log, lose
+    def __init__(self, log, given):
+        self.log, self.lose, self.cut, self.programs = log, given.lose, given.cut, given.programs
+        self.folder, self.mark = given.log_file.parent, os.environ.get("MODAL_EVAL_TEST_MARK", "")
+        self.left = {"drop": given.drop, "expire": given.expire}
+        self.shelf = Shelf(given.secret)
         self.numbers = itertools.count(1)
         self.sandboxes = {}
         self.url = ""
@@ -50,6 +57,11 @@ class World:
     def note(self, event, **facts):
         self.log.write(json.dumps({"event": event, **facts}) + "\n")
         self.log.flush()
+
+    def take(self, fault):
+        """Whether this time `fault` happens."""
+        self.left[fault] -= 1
+        return self.left[fault] >= 0
 
     def by_task(self, task_id):
         sandbox = next((one for one in self.sandboxes.values() if one.task_id == task_id), None)
@@ -78,25 +90,12 @@ def service(base):
 
     def fill(cls):
         for name in base.__abstractmethods__:
-            if name not in vars(cls):
+            if getattr(cls, name) is getattr(base, name):
                 setattr(cls, name, unimplemented(name))
         cls.__abstractmethods__ = frozenset()
         return cls
 
     return fill
-
-
-def rpc(function):
-    async def method(self, stream):
-        request = await stream.recv_message()
-        answer = function(self, request)
-        if inspect.isasyncgen(answer):
-            async for each in answer:
-                await stream.send_message(each)
-        else:
-            await stream.send_message(await answer if inspect.isawaitable(answer) else answer)
-
-    return method
 
 
 def token():
@@ -110,7 +109,7 @@ SUCCESS = api.GenericResult(status=api.GenericResult.GENERIC_STATUS_SUCCESS)
 
 
 @service(api_grpc.ModalClientBase)
-class ControlPlane(api_grpc.ModalClientBase):
+class ControlPlane(Apps, api_grpc.ModalClientBase):
     def __init__(self, world):
         self.world = world
 
@@ -129,12 +128,8 @@ class ControlPlane(api_grpc.ModalClientBase):
         return api.EnvironmentGetOrCreateResponse(environment_id="en-1", metadata=metadata)
 
     @rpc
-    def AppGetOrCreate(self, request):
-        self.world.note("app", name=request.app_name)
-        return api.AppGetOrCreateResponse(app_id="ap-1")
-
-    @rpc
     def ImageGetOrCreate(self, request):
+        self.world.note("image", commands=list(request.image.dockerfile_commands))
         return api.ImageGetOrCreateResponse(image_id="im-1", result=SUCCESS)
 
     @rpc
@@ -212,9 +207,14 @@ async def main():
     parser.add_argument("port_file", type=Path)
     parser.add_argument("log_file", type=Path)
     parser.add_argument("--lose", type=int, default=0)
+    parser.add_argument("--secret", action="append", default=[])
+    parser.add_argument("--programs", type=Path)
+    parser.add_argument("--cut", type=float, default=150.0)
+    parser.add_argument("--drop", type=int, default=0)
+    parser.add_argument("--expire", type=int, default=0)
     given = parser.parse_args()
     with given.log_file.open("a", encoding="utf-8") as log:
-        world = World(log, given.lose)
+        world = World(log, given)
         server = grpclib.server.Server([ControlPlane(world), Worker(world)])
         await server.start("127.0.0.1", 0)
         port = server._server.sockets[0].getsockname()[1]
@@ -227,6 +227,9 @@ async def main():
         await ended.wait()
         for sandbox in world.sandboxes.values():
             world.end(sandbox)
+        for app in world.shelf.apps.values():
+            if app.site:
+                app.site.end_container()
         server.close()
 
 
