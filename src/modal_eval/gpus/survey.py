@@ -9,7 +9,7 @@ from modal_eval.gpus.folder import Folder, is_locked
 from modal_eval.gpus.inventory import inventory, visible
 from modal_eval.gpus.queue import Waiter, waiters
 from modal_eval.gpus.records import Gpu, Holder
-from modal_eval.gpus.zombies import end_ours, end_processes, orphans
+from modal_eval.gpus.zombies import IDLE_S, end_ours, end_processes, orphans
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Survey:
         return "free" if gpu.quiet else "used"
 
 
-def survey(*, reap: bool = False, folder: Folder | None = None) -> Survey:
+def survey(*, reap: bool = False, idle_s: float = IDLE_S, folder: Folder | None = None) -> Survey:
     """Look at every GPU, end what dead runs of ours left, and find what other programs left.
 
-    With `reap` the latter are ended too. It takes some seconds only if there is a process to be watched. Raises
+    With `reap` the latter are ended too. If there is a process to be watched, that takes `idle_s` seconds. Raises
     `GpuError` as `inventory` does.
     """
     folder = folder or Folder()
@@ -53,7 +53,7 @@ def survey(*, reap: bool = False, folder: Folder | None = None) -> Survey:
         leased = {gpu.uuid for gpu in gpus if is_locked(folder.lease_path(gpu.uuid))}
         holders = {uuid: folder.holder(uuid) for uuid in leased}
         waiting = waiters(folder)
-    zombies = orphans([gpu for gpu in gpus if gpu.uuid not in leased])
+    zombies = orphans([gpu for gpu in gpus if gpu.uuid not in leased], idle_s)
     if reap:
         end_processes(zombies)
         ended += zombies

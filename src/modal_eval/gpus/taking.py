@@ -15,7 +15,7 @@ from modal_eval.gpus.inventory import inventory, visible
 from modal_eval.gpus.lease import GpuLease, HeldGpu
 from modal_eval.gpus.queue import Ticket, waiters
 from modal_eval.gpus.records import Gpu, Holder
-from modal_eval.gpus.rule import assign
+from modal_eval.gpus.rule import PATIENCE_S, assign
 from modal_eval.gpus.zombies import end_ours
 
 POLL_S = 0.5
@@ -136,7 +136,7 @@ def attempt(folder: Folder, wish: Wish, ticket: Ticket) -> tuple[GpuLease | None
     try:
         waiting = [waiter.request for waiter in waiters(folder)]
         free = [uuid for uuid in view.locks if uuid in view.now and view.now[uuid].quiet]
-        given = assign(waiting, free, view.leased)
+        given = assign(waiting, free, view.leased, PATIENCE_S)
         mine = list(given.get(ticket.number, ()))
         if not mine:
             place = [request.number for request in waiting].index(ticket.number) + 1

@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from modal_eval.gpus.folder import Folder
@@ -68,23 +68,17 @@ def marked_processes(folder: Folder) -> Iterator[tuple[int, float, str, tuple[in
             yield pid, started, lease_id, (int(owner), float(owner_started))
 
 
-def orphans(
-    gpus: Sequence[Gpu], *, idle_s: float = IDLE_S, ask: Callable[[], Sequence[Gpu]] = inventory
-) -> dict[int, float]:
+def orphans(gpus: Sequence[Gpu], idle_s: float = IDLE_S) -> dict[int, float]:
     """This user's processes on `gpus` that were adopted and leave their GPUs idle: starts by pid.
 
     The driver is asked again and again for `idle_s` seconds, if there is anybody to be watched.
     """
-    watched = {
-        one.pid: start_ticks(one.pid)
-        for gpu in gpus
-        for one in gpu.processes
-        if is_ours_to_end(one.pid) and adopted(one.pid)
-    }
+    users = {one.pid for gpu in gpus for one in gpu.processes}
+    watched = {pid: start_ticks(pid) for pid in users if is_ours_to_end(pid) and adopted(pid)}
     deadline = time.monotonic() + idle_s
     while watched:
-        for gpu in ask():
-            if gpu.utilization != 0:
+        for gpu in inventory():
+            if gpu.utilization != 0:  # also where the driver does not tell
                 for one in gpu.processes:
                     watched.pop(one.pid, None)
         if time.monotonic() >= deadline:
