@@ -24,7 +24,9 @@ BUCKET = "models"
 KEYS = {"AWS_ACCESS_KEY_ID": "test-key", "AWS_SECRET_ACCESS_KEY": "test-secret-of-the-team"}
 NO_RIGHTS = {"AWS_ACCESS_KEY_ID": "guest-key", "AWS_SECRET_ACCESS_KEY": "test-secret-of-a-guest"}
 START_TIMEOUT_S = 60.0
-REQUEST = re.compile(rb"^GET (\S+) HTTP/1\.1\r\n(?:.*\r\n)*?Range: bytes=(\d+)-(\d+)\r\n", re.MULTILINE | re.IGNORECASE)
+INSIDE_A_BODY = 40_000
+"""So many bytes of an answer are more than its headers."""
+RANGED = re.compile(rb"GET (\S+) HTTP/1\.1\r\n(?:.*\r\n)*?Range: bytes=(\d+)-(\d+)\r\n", re.IGNORECASE)
 
 
 def settings(url: str, keys: dict[str, str] = KEYS) -> dict[str, str]:
@@ -141,12 +143,12 @@ class Relay:
         heard = b""
         while chunk := await reader.read(1 << 16):
             heard += chunk
-            while found := REQUEST.search(heard):
-                heard = heard[found.end() :]
-                path, start, end = found[1].decode(), int(found[2]), int(found[3]) + 1
-                self.asked.append((path, start, end))
-                due += [what for what in ("corrupt", "cut") if self._take(getattr(self, what), path, start)]
-            heard = heard[-4096:]
+            while b"\r\n\r\n" in heard:
+                head, _, heard = heard.partition(b"\r\n\r\n")
+                if found := RANGED.match(head + b"\r\n"):
+                    path, start, end = found[1].decode(), int(found[2]), int(found[3]) + 1
+                    self.asked.append((path, start, end))
+                    due += [what for what in ("corrupt", "cut") if self._take(getattr(self, what), path, start)]
             back.write(chunk)
             await back.drain()
 
@@ -162,13 +164,13 @@ class Relay:
         while chunk := await there.read(1 << 16):
             if due:
                 head += chunk
-                if len(head) > 40_000:  # past the headers, inside the body
-                    chunk, head = head[:-1] + bytes([head[-1] ^ 1]), b""
-                    if due.pop() == "cut":
-                        writer.write(chunk)
-                        return
-                else:
+                if len(head) <= INSIDE_A_BODY:
                     continue
+                chunk, head = head, b""
+                if due.pop() == "cut":
+                    writer.write(chunk)
+                    return
+                chunk = chunk[:-1] + bytes([chunk[-1] ^ 1])
             while self.stop_after is not None and self.passed >= self.stop_after:
                 self.stopped.set()
                 await asyncio.sleep(0.01)

@@ -133,7 +133,10 @@ def try_use(entry: Entry) -> Hold | None:
 
 @contextmanager
 def alone(entry: Entry) -> Iterator[None]:
-    """Hold the checkpoint alone, after all others."""
+    """Hold the checkpoint alone, after all others; what this process has prepared of it is let go."""
+    with _guard:
+        for hold in _prepared.pop(entry.digest, []):
+            hold.close()  # of files that are gone, and waiting for ourselves would never end
     descriptor = _locked(entry, fcntl.LOCK_EX)
     try:
         os.utime(entry.lock)
