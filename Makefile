@@ -40,6 +40,7 @@ test-slow: setup
 benchmark: setup
 	$(BIN)/python benchmarks/journal.py
 	$(BIN)/python benchmarks/proxy.py
+	$(BIN)/python benchmarks/batch_makespan.py
 	$(BIN)/python benchmarks/generation.py
 
 lock: setup

@@ -6,7 +6,9 @@ Commands are run as they stand, page by page, beside one real run of the demo, e
   every file read, every setting checked, and nothing is started.
 * `modal-eval run … -b demo` is the run that all pages share, with fewer examples.
 * `make` starts from a bare clone and takes minutes: its target has to exist.
-* `prefect server start` serves until it is ended: its options have to parse.
+* `modal-eval gpus` sees a stand-in for the driver: its `--reap` ends processes.
+* `prefect server start` serves until it is ended: its options have to parse. So do those of `modal`, which needs an
+  account; `modal-eval deploy` gets `--dry-run`.
 """
 
 import importlib.util
@@ -25,6 +27,7 @@ from modal_eval.harnesses.adapters import evalplus_oracle
 from modal_eval.scoring.sandbox import Limits
 from tests.support.cli import TIMEOUT_S
 from tests.support.documents import Command, blocks, commands, links
+from tests.support.gpus import Machine
 from tests.support.hub_server import TOKEN, hub_server
 from tests.support.processes import Mark
 
@@ -65,6 +68,13 @@ class Reader:
                 self.environment.setdefault(name, value)
             case ["prefect", *words]:
                 self.run([sys.executable, "-m", "prefect", *words, "--help"], 0)
+            case ["modal", *words]:
+                self.run([sys.executable, "-m", "modal", *words, "--help"], 0)
+            case ["modal-eval", "gpus", *words]:
+                node = self.folder / "node"  # with GPUs of its own: no page may end what runs on real ones
+                node.mkdir(exist_ok=True)
+                self.environment |= Machine(node).variables
+                self.run([sys.executable, "-m", "modal_eval.cli", "gpus", *words], command.exit_code)
             case ["modal-eval" | ".venv/bin/modal-eval", *words]:
                 self.run([sys.executable, "-m", "modal_eval.cli", *self.affordable(words)], command.exit_code)
             case words:
@@ -74,6 +84,7 @@ class Reader:
         if words[0] == "resume":
             (self.folder / SHARED_RUN / "metadata.json").unlink(missing_ok=True)  # else there is nothing to resume
         dry = words[0] == "run" and (words[1:3] != SHARED_ARGUMENTS[:2] or words[1:5] == SHARED_ARGUMENTS)
+        dry = dry or words[0] == "deploy"
         return [*words, "--dry-run"] if dry and "--dry-run" not in words else words
 
     def run(self, command: list[str], exit_code: int) -> None:

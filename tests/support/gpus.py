@@ -29,7 +29,7 @@ class Machine:
         self.leases = Folder(folder / "leases")
         python, programs = folder / "python", folder / "bin"
         for made in (self.state, python, programs):
-            made.mkdir()
+            made.mkdir(exist_ok=True)
         shutil.copy(SUPPORT / "gpus_machine.py", python / "gpus_machine.py")
         shutil.copy(SUPPORT / "gpus_pynvml.py", python / "pynvml.py")
         command = programs / "nvidia-smi"

@@ -1,8 +1,12 @@
+from pathlib import Path
+
 import pytest
 
 from modal_eval.errors import GpuError
 from modal_eval.gpus import inventory, nvml, visible
 from modal_eval.gpus.records import FREE_MIB, Gpu
+from modal_eval.gpus.rule import PATIENCE_S
+from modal_eval.gpus.zombies import IDLE_S
 from tests.support import gpus_machine
 from tests.support.gpus import Machine, sleeper
 
@@ -149,3 +153,11 @@ def test_a_gpu_is_free_again_once_its_process_has_ended(machine, process):
     process.kill()
     process.wait()
     assert inventory()[0].quiet
+
+
+def test_the_page_about_gpus_has_the_limits_that_the_code_has():
+    page = (Path(__file__).parents[2] / "docs" / "gpus.md").read_text()
+    assert f"no more than {FREE_MIB} MiB" in page
+    assert (PATIENCE_S, "After ten minutes of" in page) == (600.0, True)
+    assert (IDLE_S, "did nothing for ten\nseconds" in page) == (10.0, True)
+    assert all(f"| `{state}` |" in page for state in ("free", "leased", "used", "zombie", "mig"))

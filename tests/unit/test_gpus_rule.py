@@ -1,5 +1,8 @@
 import functools
 import itertools
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +15,7 @@ GPUS = [f"gpu{index}" for index in range(8)]
 ALL = frozenset(GPUS)
 IMPATIENT = PATIENCE_S
 LONGEST_S = 900.0
+BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "batch_makespan.py"
 
 
 def request(number, count, allowed=ALL, waited_s=0.0):
@@ -140,3 +144,9 @@ def test_no_gpu_idles_while_a_patient_queue_has_somebody_for_it(seed):
     chosen = assign(waiting, GPUS, [])
     left = 8 - sum(len(gpus) for gpus in chosen.values())
     assert all(one.count > left for one in waiting if one.number not in chosen)
+
+
+def test_the_teams_batch_is_done_within_the_time_that_the_benchmark_promises():
+    ran = subprocess.run([sys.executable, BENCHMARK], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stdout.count("kept: ") == 2
