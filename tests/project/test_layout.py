@@ -24,9 +24,10 @@ def text_of(path):
         return ""
 
 
-def test_no_flow_file_bears_the_name_of_an_installed_module():
-    """Prefect's loader leaves `flows/` first on `sys.path`: `flows/modal.py` would replace the real one."""
-    for path in (ROOT / "flows").glob("*.py"):
+@pytest.mark.parametrize("folder", [folder for folder in PROJECT_FOLDERS if (ROOT / folder).is_dir()])
+def test_no_file_of_a_project_folder_bears_the_name_of_an_installed_module(folder):
+    """Prefect's loader and Modal's leave a file's folder first on `sys.path`: `modal.py` would replace the real one."""
+    for path in (ROOT / folder).glob("*.py"):
         if path.stem != "__init__":
             assert importlib.util.find_spec(path.stem) is None, f"{path} shadows an installed module"
 

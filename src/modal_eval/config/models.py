@@ -286,7 +286,7 @@ class RunConfig(BenchmarkConfig):
                 )
             return self
         if infra.engine != "vllm":
-            raise ValueError(f"infra.engine={infra.engine} does not run on Modal; vLLM does: drop --infra.engine")
+            raise ValueError(f"infra.engine={infra.engine} does not run on Modal; vLLM does: add --infra.engine=vllm")
         if infra.environment:
             raise ValueError(
                 f"infra.environment={infra.environment} is on this machine, and the server would be on Modal; drop one"

@@ -41,9 +41,11 @@ TEMPLATE = PurePosixPath("/modal-eval/chat_template.jinja")
 CUDA_IMAGE = "nvidia/cuda:12.9.1-devel-ubuntu22.04"
 """With the compiler that some kernels are built with when they are first used."""
 PYTHON = "3.12"
-VOLUMES = {"/root/.cache/huggingface": "modal-eval-huggingface", "/root/.cache/vllm": "modal-eval-vllm"}
+VOLUMES = {"/modal-eval/huggingface": "modal-eval-huggingface", "/modal-eval/vllm": "modal-eval-vllm"}
 """What a second start does not fetch or compile again, by its folder in the container."""
 CONTAINER = {
+    "HF_HOME": "/modal-eval/huggingface",
+    "VLLM_CACHE_ROOT": "/modal-eval/vllm",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_XET_HIGH_PERFORMANCE": "1",
     "VLLM_NO_USAGE_STATS": "1",
