@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -189,6 +190,25 @@ def test_a_run_whose_server_somebody_stopped_is_told_so(modal: Account, tmp_path
     assert len(events(modal, "stop", handle.app)) == 1
 
 
+def test_a_modal_that_is_silent_at_the_end_fails_no_run_and_the_next_sweep_stops_the_server(
+    modal: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = start(tmp_path)
+    os.kill(modal.pid, signal.SIGSTOP)
+    try:
+        with monkeypatch.context() as impatient:
+            impatient.setattr(modal_calls, "ASK_S", 1.0)
+            impatient.setattr(modal_calls, "LOGS_S", 1.0)
+            serving.stop_server(handle)
+    finally:
+        os.kill(modal.pid, signal.SIGCONT)
+    (lease,) = serving.leases()
+    assert not serving.is_live(lease)
+    assert [one.app for one in serving.sweep_dead()] == [handle.app]
+    assert events(modal, "stop", handle.app) != []
+    assert serving.leases() == []
+
+
 def test_a_container_that_fails_is_told_with_its_last_words_and_nothing_is_left(modal: Account, tmp_path: Path) -> None:
     broken = config(quantization=BROKEN[1])
     with pytest.raises(
@@ -261,6 +281,22 @@ def test_modals_own_command_asks_for_what_it_needs(name: str) -> None:
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert f"{name} must say what to deploy" in ran.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("asked", ["run", "deploy"])
+def test_without_an_account_a_command_says_so_in_one_line_and_makes_nothing(tmp_path: Path, asked: str) -> None:
+    options = ["-m", MODEL, "-b", "gsm8k", "--infra.target=modal"]
+    given = {name: value for name, value in os.environ.items() if name not in HIDDEN}
+    given |= {"MODAL_CONFIG_PATH": str(tmp_path / "no.toml"), "MODAL_EVAL_OUTPUT_DIR": str(tmp_path / "outputs")}
+    ran = subprocess.run(
+        [sys.executable, "-m", "modal_eval.cli", asked, *options], env=given, capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert ran.returncode == 1
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("modal-eval: Modal does not know who asks: run `modal token new`")
+    assert ran.stdout == ""
+    assert list(tmp_path.iterdir()) == []
 
 
 def offline(tmp_path: Path, **variables: str) -> dict[str, str]:

@@ -27,6 +27,7 @@ class Account:
     python: Path
     """Of an environment with Modal's package and without ours."""
     home: Path
+    pid: int
 
     @property
     def variables(self) -> dict[str, str]:
@@ -58,7 +59,7 @@ def account(folder: Path, *options: str) -> Iterator[Account]:
             assert server.poll() is None, (folder / "server.log").read_text()
             assert time.monotonic() < deadline, "the stand-in did not start in time"
             time.sleep(0.02)
-        yield Account(f"http://127.0.0.1:{port.read_text()}", log, python, folder)
+        yield Account(f"http://127.0.0.1:{port.read_text()}", log, python, folder, server.pid)
     finally:
         server.stop()
     assert mark.wait_until_gone() == {}

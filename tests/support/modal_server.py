@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import base64
 import contextlib
+import hashlib
 import itertools
 import json
 import os
@@ -129,7 +130,8 @@ class ControlPlane(Apps, api_grpc.ModalClientBase):
 
     @rpc
     def ImageGetOrCreate(self, request):
-        self.world.note("image", commands=list(request.image.dockerfile_commands))
+        files = [hashlib.sha256(file.data).hexdigest() for file in request.image.context_files]
+        self.world.note("image", commands=list(request.image.dockerfile_commands), files=files)
         return api.ImageGetOrCreateResponse(image_id="im-1", result=SUCCESS)
 
     @rpc

@@ -14,7 +14,7 @@ from modal_eval.config.models import BenchmarkConfig, Overrides
 from modal_eval.errors import CheckpointError, ConfigError
 from modal_eval.harnesses.adapter_process import withheld
 from modal_eval.records import PreparedModel
-from modal_eval.serving import modal_app, modal_keys, vllm
+from modal_eval.serving import modal_keys, vllm
 from modal_eval.serving.modal_app import app_tags, plan
 
 MODEL = PreparedModel("org/m-1.7B", "hub", None, "org/m-1.7B", "c0ffee", None, None, "none", None)
@@ -161,8 +161,3 @@ def test_every_benchmark_can_be_served_on_modal(benchmark):
     command = plan(wanted, MODEL).command
     assert command[:3] == ("vllm", "serve", "org/m-1.7B")
     assert "server" in config_identity(wanted)
-
-
-def test_the_image_has_the_vllm_that_the_local_servers_run():
-    locked = (Path(__file__).resolve().parents[2] / "requirements" / "vllm.in").read_text()
-    assert f"vllm=={modal_app.vllm_version()}" in locked

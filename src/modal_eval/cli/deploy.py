@@ -35,6 +35,7 @@ def command(
     config = on_modal(model, benchmark, typed(overrides))
     if dry_run:
         return show(config, as_json=json)
+    serving.require_modal()
     prepared = resolve_model(config)
     lease = serving.deploy(config, prepared, say=lambda text: talk.print(text, soft_wrap=True))
     facts = {

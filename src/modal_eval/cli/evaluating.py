@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.text import Text
 
-from modal_eval import paths
+from modal_eval import paths, serving
 from modal_eval.cli.live import LiveView
 from modal_eval.cli.output import complain, data, print_json, shown, talk
 from modal_eval.cli.prefect_server import embedded_server
@@ -30,12 +30,15 @@ from modal_eval.stages.serving import teardown_all
 def evaluate(request: RunRequest, *, as_json: bool) -> int:
     """Run the flow for `request`, show it, print its result and return the exit code."""
     run = plan_run(request)
+    if run.config.infra.target == "modal" and not (run.run_dir / paths.RUN_CONFIG).is_file():
+        serving.require_modal()  # a run to finish may need no server, and so no account
     api_url = configured_prefect()
     run_dir = open_run(request.model_copy(update={"run_dir": run.run_dir}))
     request = request.model_copy(update={"run_dir": run_dir})
     talk.print(Text.assemble((run.config.model, "bold"), " on ", (run.config.name, "bold")), soft_wrap=True)
     talk.print(f"run folder: {shown(run_dir)}", soft_wrap=True)
     with ExitStack() as stack:
+        stack.callback(report_left, run_dir)
         stack.callback(teardown_all)
         stack.enter_context(interrupts_once())
         stack.enter_context(prefect_api(api_url, run_dir))
@@ -52,6 +55,16 @@ def evaluate(request: RunRequest, *, as_json: bool) -> int:
         complain(warning)
     report_push(request, run_dir)
     return EXIT_DONE if summary["status"] == "complete" else EXIT_INCOMPLETE
+
+
+def report_left(run_dir: Path) -> None:
+    """Name every server of the run that could not be given back: it may cost money."""
+    for lease in serving.leases():
+        if lease.run_dir == str(run_dir) and not lease.kept:
+            complain(
+                f"{lease.app or f'the server {lease.server_pid}'} could not be stopped; `modal-eval stop` tries again, and so "
+                "does the next run"
+            )
 
 
 def call(flow: Callable[[RunRequest], Any], request: RunRequest) -> dict[str, Any]:

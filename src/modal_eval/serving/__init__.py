@@ -4,6 +4,7 @@ from modal_eval.serving.ending import stop_lease, sweep_dead
 from modal_eval.serving.endpoint import endpoint_key
 from modal_eval.serving.leases import holder_alive, is_live, leases
 from modal_eval.serving.modal_calls import configured as modal_configured
+from modal_eval.serving.modal_calls import require_account as require_modal
 from modal_eval.serving.modal_keys import key_path
 from modal_eval.serving.modal_servers import Orphan, deploy, orphans, stop_orphan
 from modal_eval.serving.server import server_exit, start_server, stop_server
@@ -18,6 +19,7 @@ __all__ = [
     "leases",
     "modal_configured",
     "orphans",
+    "require_modal",
     "server_exit",
     "start_server",
     "stop_lease",

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING
 
 from modal_eval import paths
 from modal_eval.checkpoints import resolve_model
+from modal_eval.config.identity import file_sha256
 from modal_eval.config.load import load_benchmark, resolve
 from modal_eval.config.models import Overrides, RunConfig
-from modal_eval.errors import ConfigError, EngineEnvError
+from modal_eval.errors import ConfigError
 from modal_eval.records import PreparedModel
 from modal_eval.serving import modal_keys, vllm
 
@@ -38,8 +39,8 @@ NAME_LENGTH = 64
 FUNCTION = "serve"
 PORT = 8000
 TEMPLATE = PurePosixPath("/modal-eval/chat_template.jinja")
-CUDA_IMAGE = "nvidia/cuda:12.9.1-devel-ubuntu22.04"
-"""With the compiler that some kernels are built with when they are first used."""
+CUDA_IMAGE = "nvidia/cuda:13.0.2-devel-ubuntu24.04"
+"""The CUDA of the locked vLLM, with the compiler that some kernels are built with when they are first used."""
 PYTHON = "3.12"
 VOLUMES = {"/modal-eval/huggingface": "modal-eval-huggingface", "/modal-eval/vllm": "modal-eval-vllm"}
 """What a second start does not fetch or compile again, by its folder in the container."""
@@ -60,8 +61,8 @@ class Plan:
     model: str
     revision: str | None
     command: tuple[str, ...]
-    vllm: str
-    """Version of vLLM in the image."""
+    packages: str
+    """SHA-256 of `requirements/vllm.txt`: the image has the very packages that this machine's servers have."""
     gpu: str
     timeout_s: int
     startup_timeout_s: int
@@ -108,18 +109,14 @@ def plan(config: RunConfig, model: PreparedModel) -> Plan:
     if config.vllm.replicas > 1:
         words += vllm.flag("data_parallel_size", config.vllm.replicas)
     return Plan(
-        model.model_id, model.revision, tuple(words), vllm_version(), infra.gpu, infra.timeout, infra.startup_timeout,
+        model.model_id, model.revision, tuple(words), file_sha256(vllm_lock()), infra.gpu, infra.timeout, infra.startup_timeout,
         infra.scaledown_window, infra.max_concurrent_inputs, infra.lifetime, tuple(infra.secrets),
         model.chat_template_sha256, modal_keys.owner(), model.chat_template,
     )  # fmt: skip
 
 
-def vllm_version() -> str:
-    """The version that this machine's servers run, too."""
-    locked = paths.project_root() / "requirements" / "vllm.txt"
-    if not (found := re.search(r"^vllm==([^\s;\\]+)", locked.read_text(encoding="utf-8"), re.MULTILINE)):
-        raise EngineEnvError(f"{locked} does not lock vllm; make it again with scripts/lock vllm")
-    return found[1]
+def vllm_lock() -> Path:
+    return paths.project_root() / "requirements" / "vllm.txt"
 
 
 def build(wanted: Plan, serve: Callable[[], None], tags: dict[str, str]) -> modal.App:
@@ -130,7 +127,7 @@ def build(wanted: Plan, serve: Callable[[], None], tags: dict[str, str]) -> moda
     image = (
         modal.Image.from_registry(CUDA_IMAGE, add_python=PYTHON)
         .entrypoint([])
-        .uv_pip_install(f"vllm=={wanted.vllm}")
+        .uv_pip_install(requirements=[str(vllm_lock())])
         .env(CONTAINER)
     )
     if wanted.template:

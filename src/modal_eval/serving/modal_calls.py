@@ -26,6 +26,7 @@ Result = TypeVar("Result")
 ASK_S = 30.0
 """Longest time for one question."""
 LOGS_S = 20.0
+LOGIN = "run `modal token new`, or set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,12 @@ def configured() -> bool:
     """Whether this user has said who they are on Modal; needs neither Modal's package nor a network."""
     file = Path(os.environ.get("MODAL_CONFIG_PATH") or "~/.modal.toml").expanduser()
     return "MODAL_TOKEN_ID" in os.environ or file.is_file()
+
+
+def require_account() -> None:
+    """Raise `ServerError` when nobody has said who they are on Modal: before anything is prepared for it."""
+    if not configured():
+        raise ServerError(f"Modal does not know who asks: {LOGIN}")
 
 
 def deploy(app: modal.App, name: str, seconds: float) -> None:
@@ -129,6 +136,9 @@ def _ask(work: Callable[[], Coroutine[Any, Any, Result]], seconds: float, what: 
         ) from None
     except Exception as error:
         raise ServerError(f"{what}: {_reason(error)}") from error
+    except BaseException:
+        future.cancel()  # an interrupted deployment is not to come up behind our back
+        raise
 
 
 async def _begin(work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
@@ -148,9 +158,7 @@ def _reason(error: Exception) -> str:
     line = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
     kind = type(error).__name__
     if kind == "AuthError":
-        return (
-            f"it does not know who asks ({line}); run `modal token new`, or set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET"
-        )
+        return f"it does not know who asks ({line}); {LOGIN}"
     if kind == "NotFoundError" and "ecret" in str(error):
         return (
             f"a secret is missing ({line}); make it with `modal secret create huggingface HF_TOKEN=…`, or drop it with "

@@ -153,14 +153,22 @@ def others_of(lease: Lease) -> list[Lease]:
 
 
 def finish(lease: Lease) -> None:
-    """Give the server back as the run asked for: kept for the next one, or as `release` does."""
+    """Give the server back as the run asked for: kept for the next one, or as `release` does.
+
+    A Modal that cannot be asked just then fails no run that is done: the lease stays, and anybody may stop the server.
+    """
     save_log(lease)
-    if not lease.keep_s:
-        release(lease)
-        return
-    kept = replace(lease, kept=True, deadline=time.time() + lease.keep_s)
-    write_lease(kept)
-    modal_calls.set_tags(lease.app, modal_app.app_tags(lease.model, "kept", kept.deadline or 0))
+    try:
+        if not lease.keep_s:
+            release(lease)
+            return
+        kept = replace(lease, kept=True, deadline=time.time() + lease.keep_s)
+        write_lease(kept)
+        modal_calls.set_tags(lease.app, modal_app.app_tags(lease.model, "kept", kept.deadline or 0))
+    except ServerError as error:
+        logger.warning("%s stays for now: %s", lease.app, error)
+        if not lease.keep_s:
+            write_lease(replace(lease, deadline=time.time()))
 
 
 def release(lease: Lease) -> None:
