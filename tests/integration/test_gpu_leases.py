@@ -26,6 +26,16 @@ def machine(tmp_path):
     return Machine(tmp_path)
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_left(mark):
+    """A test that fails half-way leaves no process behind either."""
+    yield
+    left = mark.wait_until_gone()
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == {}
+
+
 @pytest.fixture
 def audit(tmp_path):
     """The auditor's folder: no server has ever found another one on its GPU."""

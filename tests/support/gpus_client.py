@@ -7,6 +7,7 @@ gave them back. For a job's time a real server, under its guardian, holds the le
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -23,21 +24,22 @@ SERVER = Path(__file__).with_name("gpus_server.py")
 
 
 def run_job(path: Path, audit: Path) -> None:
+    """Do one job; it stays owed when its server or its guardian is killed, in the middle or while it starts."""
     job = json.loads(path.read_text())
     asked = time.monotonic()
-    with gpus.take(job["count"], run=path.stem, what="a test") as lease:
+    with gpus.take(job["count"], run=path.stem, what="a test") as lease, contextlib.suppress(FileNotFoundError):
         got = time.monotonic()
         command = [sys.executable, str(SERVER), str(audit), str(random.uniform(0, 0.2))]
         env = {**os.environ, **lease.variables}
         with OwnedProcess.start(command, env=env, grace_s=0.5, hold_fds=lease.fds, stdout_pipe=True) as server:
             assert server.stdout is not None
             if server.stdout.readline() != b"ready\n":
-                return  # somebody killed it: the job is owed again
+                return
             time.sleep(job["hold_s"])
-    done = {"asked": asked, "got": got, "gave_back": time.monotonic(), "gpus": job["count"]}
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(done))
-    temporary.replace(path.with_suffix(".done"))
+        done = {"asked": asked, "got": got, "gave_back": time.monotonic(), "gpus": job["count"]}
+        temporary = path.with_suffix(".part")
+        temporary.write_text(json.dumps(done))
+        temporary.replace(path.with_suffix(".done"))
 
 
 def main() -> None:

@@ -14,6 +14,8 @@ from modal_eval.gpus import lease as lease_module
 from modal_eval.gpus.folder import Folder, is_locked, lock_now, open_shared
 from modal_eval.gpus.queue import SILENT_S, Ticket, waiters
 from modal_eval.gpus.records import Holder
+from modal_eval.gpus.zombies import end_ours
+from modal_eval.processes import start_ticks
 from tests.support import gpus_machine
 from tests.support.gpus import Machine, sleeper
 
@@ -164,6 +166,32 @@ def test_a_lease_that_was_handed_on_names_its_new_holder(machine, process):
         assert not machine.leases.holder(gpus_machine.uuid(0)).alive
         with pytest.raises(GpuError, match="has ended"):
             lease.hand_to(process.pid)
+
+
+def marked(lease, owner):
+    """A server of `lease` that claims to be started by `owner`."""
+    folder, lease_id, _, _ = lease.variables[lease_module.MARK_VARIABLE].split(":")
+    return sleeper({**os.environ, lease_module.MARK_VARIABLE: f"{folder}:{lease_id}:{owner}"})
+
+
+def test_a_server_is_ended_only_when_neither_its_starter_nor_its_keeper_lives(machine, process):
+    with gpus.take(1, run="one") as lease:
+        lease.hand_to(process.pid)
+        server = marked(lease, owner="1:1")
+        assert end_ours(machine.leases) == []
+        process.kill()
+        process.wait()
+        assert end_ours(machine.leases) == [server.pid]
+    assert server.wait() != 0
+
+
+def test_a_server_whose_lease_was_given_back_by_a_live_run_is_the_runs_to_end(machine):
+    with gpus.take(1, run="one") as lease:
+        server = marked(lease, owner=f"{os.getpid()}:{start_ticks(os.getpid()):.0f}")
+    with gpus.take(1, run="two"):
+        assert server.poll() is None
+    server.kill()
+    server.wait()
 
 
 def test_a_lease_file_that_was_cut_off_still_says_that_it_is_taken(machine):

@@ -74,7 +74,7 @@ def orphans(gpus: Sequence[Gpu], idle_s: float = IDLE_S) -> dict[int, float]:
     The driver is asked again and again for `idle_s` seconds, if there is anybody to be watched.
     """
     users = {one.pid for gpu in gpus for one in gpu.processes}
-    watched = {pid: start_ticks(pid) for pid in users if is_ours_to_end(pid) and adopted(pid)}
+    watched = {pid: started for pid in users if (started := start_ticks(pid)) and is_ours_to_end(pid) and adopted(pid)}
     deadline = time.monotonic() + idle_s
     while watched:
         for gpu in inventory():
@@ -98,16 +98,14 @@ def is_ours_to_end(pid: int) -> bool:
 def adopted(pid: int) -> bool:
     """Whether the program that `pid` was a part of has ended: it, or the eldest process above it, was adopted.
 
-    A process is born into the session of its parent. One that lives in another session than its parent, and does not
-    lead its own as a daemon does, has lost its real parent and was given to init; and its session's leader has ended
-    too, or the program still has a terminal or a shell that knows of it.
+    A process is born into the session of its parent. One that lives in another session than its parent either began it,
+    as a daemon does, or has lost its real parent and was given to init. In the latter case the leader of the session has
+    to have ended as well, or a terminal or a shell still knows of the process.
     """
     while pid > 1:
         try:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             parent, session = int(fields[1]), int(fields[3])
-            if session == pid:
-                return False
             parents_session = os.getsid(parent) if parent else 0
         except (OSError, IndexError):
             return False
