@@ -1,5 +1,6 @@
 """Checkpoints from a real S3 server: whole, once, resumed in the middle of a file, checked."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 
 from modal_eval.checkpoints import resolve_model, use
 from modal_eval.checkpoints.s3 import fetch
-from modal_eval.checkpoints.s3_checksums import damage, running, wanted_checksum
+from modal_eval.checkpoints.s3_checksums import damage, joined, running, wanted_checksum
 from modal_eval.checkpoints.s3_objects import Address, look, open_client, part_sizes
 from modal_eval.config.load import resolve
 from modal_eval.config.models import BenchmarkConfig, Overrides
@@ -221,7 +222,7 @@ def test_each_checksum_that_s3_keeps_finds_one_wrong_bit(server, seen, tmp_path,
     assert "bytes" in damage(file, one, sizes)
 
 
-def upload(client, key, content, algorithm, parts):
+def upload(client, key, content, algorithm, parts, first=6 << 20):
     extra = {"ChecksumAlgorithm": algorithm} if algorithm else {}
     if parts == 1:
         client.put_object(Bucket=BUCKET, Key=key, Body=content, **extra)
@@ -229,7 +230,7 @@ def upload(client, key, content, algorithm, parts):
     whole = {"ChecksumType": "FULL_OBJECT"} if algorithm == "CRC64NVME" else {}
     begun = client.create_multipart_upload(Bucket=BUCKET, Key=key, **extra, **whole)
     done = []
-    sizes = [6 << 20, 5 << 20, len(content)]  # unequal, as S3 allows
+    sizes = [first, 5 << 20, len(content)]  # by default unequal, as S3 allows
     for number in range(1, parts + 1):
         piece, content = content[: sizes[number - 1]], content[sizes[number - 1] :]
         answer = client.upload_part(
@@ -249,6 +250,32 @@ def test_our_checksums_have_the_check_values_of_their_catalogue():
         summed.update(b"1234")
         summed.update(b"56789")
         assert summed.digest().hex() == value
+
+
+@pytest.mark.parametrize("algorithm", ["CRC32", "CRC32C", "CRC64NVME"])
+def test_the_checksum_of_a_whole_follows_from_those_of_its_pieces(algorithm):
+    content = os.urandom(100_000)
+    cuts = [0, 1, 777, 65_536, 65_536, 99_999, len(content)]
+    pieces = [content[start:end] for start, end in itertools.pairwise(cuts)]
+    digests = [digest_over(algorithm, piece) for piece in pieces]
+    assert joined(algorithm, digests, [len(piece) for piece in pieces]) == digest_over(algorithm, content)
+
+
+def digest_over(algorithm, content):
+    summed = running(algorithm)
+    summed.update(content)
+    return summed.digest()
+
+
+@pytest.mark.parametrize(("algorithm", "parts"), UPLOADS)
+def test_an_object_under_each_checksum_arrives_as_it_is_and_a_damaged_one_does_not(server, seen, algorithm, parts):
+    content = os.urandom((11 << 20 if parts > 1 else 0) + 123_456)
+    key = f"arrives/{algorithm}-{parts}/model.gguf"
+    upload(server.client(request_checksum_calculation="when_required"), key, content, algorithm, parts, first=5 << 20)
+    seen.corrupt[key, 0] = 1
+    found = fetch(f"s3://{BUCKET}/{key}", "gguf", part_bytes=5 << 20)
+    assert found.path.read_bytes() == content
+    assert found.size == 2 * len(content)  # once damaged, once not
 
 
 @pytest.mark.parametrize(

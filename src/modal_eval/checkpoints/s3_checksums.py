@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -49,7 +49,7 @@ def damage(path: Path, one: RemoteObject, sizes: Sizes) -> str | None:
         if found != wanted.value:
             found = checksum_of_parts(path, wanted.algorithm, sizes(True))
     else:
-        found = _digest(path, wanted.algorithm, 0, one.size)
+        found = digest_of(path, wanted.algorithm, 0, one.size)
     if found == wanted.value:
         return None
     return f"{wanted.algorithm} {found.hex()}, {wanted.value.hex()} on S3"
@@ -58,13 +58,32 @@ def damage(path: Path, one: RemoteObject, sizes: Sizes) -> str | None:
 def checksum_of_parts(path: Path, algorithm: str, sizes: list[int]) -> bytes:
     """The algorithm's value over the concatenated values of parts of these sizes: how S3 sums up an upload in parts."""
     offsets = [sum(sizes[:number]) for number in range(len(sizes))]
+    return summed_up(
+        algorithm, [digest_of(path, algorithm, offset, size) for offset, size in zip(offsets, sizes, strict=True)]
+    )
+
+
+def joined(algorithm: str, digests: Sequence[bytes], sizes: Sequence[int]) -> bytes:
+    """The CRC of a whole from the CRCs of its consecutive pieces."""
+    from awscrt import checksums
+
+    combine = getattr(checksums, f"combine_{algorithm.lower()}")
+    value = 0
+    for digest, size in zip(digests, sizes, strict=True):
+        value = combine(value, int.from_bytes(digest, "big"), size)
+    return int(value).to_bytes(CRC_BYTES[algorithm], "big")
+
+
+def summed_up(algorithm: str, digests: Sequence[bytes]) -> bytes:
+    """The algorithm's value over the values of an upload's parts."""
     summed = running(algorithm)
-    for offset, size in zip(offsets, sizes, strict=True):
-        summed.update(_digest(path, algorithm, offset, size))
+    for digest in digests:
+        summed.update(digest)
     return summed.digest()
 
 
-def _digest(path: Path, algorithm: str, offset: int, size: int) -> bytes:
+def digest_of(path: Path, algorithm: str, offset: int, size: int) -> bytes:
+    """The algorithm's value over a piece of a file."""
     summed = running(algorithm)
     view = memoryview(bytearray(min(BLOCK, max(size, 1))))
     with path.open("rb", buffering=0) as file:
@@ -84,12 +103,12 @@ class Running(Protocol):
 
 
 def running(algorithm: str) -> Running:
-    if algorithm in _WIDTHS:
+    if algorithm in CRC_BYTES:
         return _Crc(algorithm)
     return hashlib.new(algorithm.lower(), usedforsecurity=False)
 
 
-_WIDTHS = {"CRC32": 4, "CRC32C": 4, "CRC64NVME": 8}
+CRC_BYTES = {"CRC32": 4, "CRC32C": 4, "CRC64NVME": 8}
 
 
 class _Crc:
@@ -97,7 +116,7 @@ class _Crc:
         from awscrt import checksums
 
         self._function = getattr(checksums, algorithm.lower())
-        self._width = _WIDTHS[algorithm]
+        self._width = CRC_BYTES[algorithm]
         self._value: int = 0
 
     def update(self, data: bytes | memoryview, /) -> None:
