@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from tests.support.processes import Mark
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "environments"
 TIMES = ("generation_ms", "scoring_ms", "total_ms")
-TIMEOUT_S = 240.0
+TIMEOUT_S = 480.0
 
 
 class Cli:
@@ -30,6 +32,7 @@ class Cli:
             **mark.env,
             "MODAL_EVAL_OUTPUT_DIR": str(folder / "outputs"),
             "MODAL_EVAL_STATE_DIR": str(folder / "state"),
+            "MODAL_EVAL_CACHE_DIR": str(folder / "cache"),
             "PREFECT_API_URL": prefect_api,
             "PREFECT_HOME": str(folder / "prefect"),
             "COLUMNS": "200",
@@ -74,6 +77,24 @@ class Cli:
             assert time.monotonic() < deadline, "it did not come so far in time"
             time.sleep(0.02)
 
+    def in_transit(self, server: Any) -> set[str]:
+        """Tags of the answers that a kill caught between the server, which calls them finished, and our disk.
+
+        They were in flight, and a resume may ask for them again; everything else that the server finished is paid for.
+        """
+        deadline = time.monotonic() + 60
+        while server.stats()["in_flight"]:
+            assert time.monotonic() < deadline, "calls of a killed run are still in flight"
+            time.sleep(0.02)
+        finished_by_server: Counter[str] = Counter()
+        for key, count in server.stats()["finished"].items():
+            finished_by_server[key.partition(":")[0]] += count
+        journaled: Counter[str] = Counter()
+        for line in (self.run_dir / "checkpoint.jsonl").read_bytes().splitlines()[1:]:
+            with contextlib.suppress(ValueError):
+                journaled[json.loads(line).get("tag", "")] += 1
+        return {tag for tag, count in finished_by_server.items() if count > journaled[tag]}
+
     def process_of(self, needle: str) -> int:
         """The pid of the marked process whose command line holds `needle`, not its guardian's."""
         found = [pid for pid, line in self.mark.processes().items() if needle in line and "guardian.py" not in line]
@@ -93,6 +114,11 @@ def finished(
     if expect is not None:
         assert process.returncode == expect, f"exit {process.returncode}, not {expect}:\n{out}\n{err}"
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def repeated(server: Any) -> set[str]:
+    """Tags of what the server was asked for again after it had finished it."""
+    return {key.partition(":")[0] for key in server.stats()["repeated_after_finish"]}
 
 
 def kill(process: subprocess.Popen[str]) -> None:

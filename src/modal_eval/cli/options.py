@@ -17,7 +17,7 @@ Model = Annotated[
     Parameter(
         name=["-m", "--model"],
         env_var="MODAL_EVAL_MODEL",
-        help="Hub id[@revision], folder, GGUF file, or an endpoint's name.",
+        help="Hub id[@revision], folder, GGUF file, s3://… address, or an endpoint's name.",
     ),
 ]
 Benchmark = Annotated[
