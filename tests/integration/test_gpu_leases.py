@@ -110,7 +110,7 @@ class Crowd:
 
     def kill_somebody(self, chance):
         """`kill -9` of a client, of a guardian, or of a server."""
-        kind = chance.choice(["gpus_client", "guardian.py", "gpus_server.py"])
+        kind = chance.choice(["gpus_client", "gpus_client", "guardian.py", "gpus_server.py"])
         pids = [
             pid
             for pid, line in self.mark.processes().items()

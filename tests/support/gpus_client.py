@@ -29,7 +29,7 @@ def run_job(path: Path, audit: Path) -> None:
     asked = time.monotonic()
     with gpus.take(job["count"], run=path.stem, what="a test") as lease, contextlib.suppress(FileNotFoundError):
         got = time.monotonic()
-        command = [sys.executable, str(SERVER), str(audit), str(random.uniform(0, 0.2))]
+        command = [sys.executable, str(SERVER), str(audit), str(random.uniform(0, 0.6)), "stubborn"]
         env = {**os.environ, **lease.variables}
         with OwnedProcess.start(command, env=env, grace_s=0.5, hold_fds=lease.fds, stdout_pipe=True) as server:
             assert server.stdout is not None
