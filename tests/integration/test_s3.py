@@ -387,3 +387,20 @@ def test_a_gguf_file_on_s3_needs_llamacpp_and_one_choice(put, seen):
         prepared(f"{address}/a.gguf")
     with pytest.raises(CheckpointError, match="names none .it has a.gguf, b.gguf"):
         prepared(address, engine="llamacpp")
+
+
+def test_a_real_model_on_s3_is_evaluated_from_the_command_line(server, seen, cli):
+    name = "SmolLM2-135M-Instruct"
+    packaged = resolve_model(resolve(name, BenchmarkConfig(env_id="toy"), Overrides(infra={"engine": "llamacpp"})))
+    server.client().upload_file(str(packaged.path), BUCKET, f"quantized/{name}_step40.gguf")
+    cli.env |= settings(seen.url)
+    address = f"s3://{BUCKET}/quantized/{name}_step40.gguf"
+    limits = ["--eval.num_examples=2", "--sampling.max_tokens=20", "--run-dir", str(cli.run_dir)]
+    ran = cli("run", "-m", address, "-b", "demo", "--infra.engine=llamacpp", *limits)
+    metadata = json.loads((cli.run_dir / "metadata.json").read_text())
+    prepared_model = json.loads((cli.run_dir / "prepared.json").read_text())["model"]
+    assert (metadata["num_scored"], metadata["model_step"], metadata["chat_template"]["source"]) == (2, 40, "gguf")
+    assert metadata["model_revision"] == prepared_model["revision"]
+    assert prepared_model["digest"] == packaged.digest
+    written = "".join(file.read_text(errors="replace") for file in cli.run_dir.rglob("*") if file.is_file())
+    assert not [value for value in KEYS.values() if value in written + ran.stdout + ran.stderr]

@@ -1,6 +1,9 @@
 """Real vLLM on the CPU: `make test-vllm`."""
 
+import dataclasses
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +15,7 @@ import pytest
 
 from modal_eval import serving
 from modal_eval.checkpoints import resolve_model
+from modal_eval.checkpoints.weights import INDEX, SINGLE, SINGLE_SHARD, tensors_in
 from modal_eval.config.load import resolve
 from modal_eval.config.models import BenchmarkConfig, Overrides
 from modal_eval.errors import ServerError
@@ -106,3 +110,26 @@ def test_a_flag_that_vllm_does_not_know_is_told_in_its_own_words(model_folder, r
     with pytest.raises(ServerError, match=r"exited with 2; the end of .*vllm.log(.|\n)*no-such-flag"):
         serving.start_server(wanted, resolve_model(wanted), run_dir)
     assert serving.leases() == []
+
+
+def test_an_index_that_names_another_file_stops_vllm_and_our_repair_lets_it_answer(
+    model_folder, run_dir, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MODAL_EVAL_CACHE_DIR", str(tmp_path / "cache"))
+    quirk = tmp_path / "quirk_step40"
+    shutil.copytree(model_folder, quirk)
+    weights = json.dumps({"metadata": {}, "weight_map": dict.fromkeys(tensors_in(quirk / SINGLE), SINGLE_SHARD)})
+    (quirk / INDEX).write_text(weights)
+    wanted = config(quirk)
+    prepared = resolve_model(wanted)
+    assert prepared.path != quirk
+    with pytest.raises(ServerError, match="exited with"):
+        serving.start_server(wanted, dataclasses.replace(prepared, path=quirk), run_dir)
+    handle = serving.start_server(wanted, prepared, run_dir)
+    try:
+        asked = {"model": "quirk_step40", "prompt": "The capital of France is", "max_tokens": 4, "temperature": 0}
+        answer = httpx.post(f"{handle.base_urls[0]}/completions", json=asked, timeout=300).json()
+        assert "Paris" in answer["choices"][0]["text"]
+    finally:
+        serving.stop_server(handle)
+    assert (quirk / INDEX).read_text() == weights
