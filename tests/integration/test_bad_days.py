@@ -11,7 +11,7 @@ import subprocess
 
 import pytest
 
-from tests.support.cli import finished, kill
+from tests.support.cli import finished, kill, repeated
 from tests.support.upstream import upstream
 
 QUICK = ("--eval.retries=20",)
@@ -27,7 +27,7 @@ def test_the_command_killed_at_ten_random_moments_ends_with_what_an_undisturbed_
         assert len(undisturbed) == 80
     cli.run_dir = cli.folder / "killed"
     with upstream(latency=0.2) as server:
-        kills = 0
+        kills, in_transit = 0, set()
         for attempt in range(40):
             command = "run" if attempt == 0 else "resume"
             arguments = (
@@ -42,9 +42,11 @@ def test_the_command_killed_at_ten_random_moments_ends_with_what_an_undisturbed_
             kills += process.poll() is None
             kill(process)
             assert mark.wait_until_gone() == {}
+            in_transit |= cli.in_transit(server)
         assert kills == 10
         assert cli.rows() == undisturbed
-        assert server.stats()["repeated_after_finish"] == {}
+        assert repeated(server) <= in_transit
+        assert len(in_transit) <= 10 * 8  # eight calls in flight at each of ten kills
 
 
 def test_a_killed_harness_is_started_again_and_nothing_is_asked_twice(cli):
@@ -67,9 +69,11 @@ def test_a_killed_proxy_ends_the_run_with_the_way_out_and_resume_finishes_it(cli
         assert "the proxy" in ended.stderr
         assert "killed by signal 9" in ended.stderr
         assert "Traceback" not in ended.stderr
+        in_transit = cli.in_transit(server)
         cli("resume", str(cli.run_dir))
         assert len(cli.rows()) == 40
-        assert server.stats()["repeated_after_finish"] == {}
+        assert repeated(server) <= in_transit
+        assert len(in_transit) <= 4
 
 
 def test_two_interrupts_tear_everything_down_once_and_resume_goes_on(cli, mark):
@@ -199,12 +203,13 @@ def test_torn_last_lines_are_owed_again(cli):
 
 
 def test_a_second_run_on_the_folder_is_refused_with_the_holder(cli):
-    with upstream(latency=1) as server:
+    with upstream(latency=600) as server:  # the first one is there for as long as the second one needs
         process = cli.start("run", *cli.arguments(server.base_url))
         cli.wait_for(lambda: server.stats()["posts"] >= 1, process)
         second = cli("resume", str(cli.run_dir), expect=2)
         assert f"pid {process.pid} on " in second.stderr
-        finished(process, 0)
+        process.send_signal(signal.SIGINT)
+        finished(process, 130)
 
 
 def test_a_full_disk_loses_nothing_that_was_finished(cli):

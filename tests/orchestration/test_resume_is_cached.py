@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.cli import Cli, kill
+from tests.support.cli import Cli, kill, repeated
+from tests.support.processes import Mark
 from tests.support.upstream import upstream
 
 WITHIN_S = 60.0
@@ -86,14 +87,16 @@ def test_a_finished_generation_is_cached_on_resume_and_no_server_is_deployed(cli
 
 
 def test_a_run_killed_while_it_generates_is_prepared_from_the_cache_and_generates_only_the_rest(
-    cli: Cli, prefect_api: str, flow_runs
+    cli: Cli, mark: Mark, prefect_api: str, flow_runs
 ):
     with upstream(latency=0.3) as server:
         process = cli.start("run", *cli.arguments(server.base_url, "--eval.rollouts=4", "--eval.max_concurrent=4"))
         cli.wait_for(lambda: server.stats()["posts"] >= 12, process)
         kill(process)
+        assert mark.wait_until_gone() == {}
+        in_transit = cli.in_transit(server)
         cli("resume", str(cli.run_dir))
-        assert server.stats()["repeated_after_finish"] == {}
+        assert repeated(server) <= in_transit
     _, resumed = flow_runs()
     states = ended_tasks(prefect_api, resumed, 8)
     assert [name for name, _ in states] == WHOLE
