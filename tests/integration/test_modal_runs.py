@@ -109,10 +109,10 @@ def test_the_app_has_the_benchmarks_settings_and_no_gpu_while_nobody_asks(told: 
     wanted = {
         "module": "modal_vllm", "function": "serve", "gpu": "H100:2", "timeout": 5000, "startup_timeout": 600,
         "scaledown_window": 300, "min_containers": 0, "max_containers": 1, "max_inputs": 77, "web_port": 8000,
-        "volumes": ["/modal-eval/huggingface", "/modal-eval/vllm"], "secrets": ["st-huggingface"],
+        "volumes": ["/modal-eval/checkpoints", "/modal-eval/huggingface", "/modal-eval/vllm"], "secrets": ["st-huggingface"],
         "variables": ["MODAL_EVAL_COMMAND", "MODAL_EVAL_LIFETIME_S", "VLLM_API_KEY"],
     }  # fmt: skip
-    assert {name: made[name] for name in wanted} == wanted
+    assert {**{name: made[name] for name in wanted}, "volumes": sorted(made["volumes"])} == wanted
     assert any(name.endswith("/modal_vllm.py") for name in made["files"])
     assert not any("modal_eval" in name for name in made["files"]), "the container needs nothing of the library"
 

@@ -18,14 +18,15 @@ import httpx
 import pytest
 
 from modal_eval import serving
+from modal_eval.checkpoints.resolve import folder_digest
 from modal_eval.config.load import resolve
 from modal_eval.config.models import BenchmarkConfig, Overrides, RunConfig
 from modal_eval.errors import ServerError
 from modal_eval.records import Lease, PreparedModel, ServerHandle
-from modal_eval.serving import modal_app, modal_calls, modal_keys
+from modal_eval.serving import modal_app, modal_calls, modal_keys, modal_servers
 from modal_eval.serving.leases import write_lease
 from tests.support.hub import serve_hub
-from tests.support.modal_account import BROKEN, COMMIT, FILES, HIDDEN, MODEL, ROOT, Account, account_with_vllm
+from tests.support.modal_account import BROKEN, COMMIT, FILES, HIDDEN, MODEL, ROOT, SILENT, Account, account_with_vllm
 
 PREPARED = PreparedModel(MODEL, "hub", None, MODEL, COMMIT, None, None, "none", None, 40)
 
@@ -209,6 +210,31 @@ def test_a_modal_that_is_silent_at_the_end_fails_no_run_and_the_next_sweep_stops
     assert serving.leases() == []
 
 
+def checkpoint(folder: Path) -> PreparedModel:
+    """A folder of a training run, with what no server needs beside its weights."""
+    folder.mkdir(parents=True)
+    for name, content in {**FILES, "optimizer.bin": b"large", "logs.csv": b"1,2"}.items():
+        (folder / name).write_bytes(content)
+    digest = folder_digest(folder)
+    return PreparedModel(str(folder), "folder", folder, "run_step40", None, digest, None, "none", None, 40)
+
+
+def test_a_checkpoint_of_this_machine_is_uploaded_once_without_what_no_server_needs(
+    modal: Account, tmp_path: Path
+) -> None:
+    model = checkpoint(tmp_path / "run_step40")
+    for length in (8192, 9000):  # two servers, one checkpoint
+        plan = modal_app.plan(config(max_model_len=length), model)
+        lease = modal_servers.acquire(plan, model.model_id, tmp_path, say=lambda _: None)
+        modal_servers.release(lease)
+    sent = [event for event in modal.events("upload") if "run_step40" in event["files"][0]]
+    place = plan.command[2].removeprefix("/modal-eval/checkpoints")
+    assert place.startswith("/run_step40-")
+    assert [event["files"] for event in sent] == [[f"{place}/{name}" for name in sorted(FILES)], [f"{place}.complete"]]
+    assert str(tmp_path) not in "".join(plan.command)
+    assert "--revision" not in plan.command
+
+
 def test_a_container_that_fails_is_told_with_its_last_words_and_nothing_is_left(modal: Account, tmp_path: Path) -> None:
     broken = config(quantization=BROKEN[1])
     with pytest.raises(
@@ -221,7 +247,7 @@ def test_a_container_that_fails_is_told_with_its_last_words_and_nothing_is_left(
 
 
 def test_a_start_beyond_its_limit_is_given_up_and_stopped(modal: Account, tmp_path: Path) -> None:
-    slow = config({"startup_timeout": 1})
+    slow = config({"startup_timeout": 1}, quantization=SILENT[1])
     with pytest.raises(ServerError, match="did not answer within infra.startup_timeout=1 s and was given back"):
         start(tmp_path, slow)
     assert len(events(modal, "stop", modal_app.plan(slow, PREPARED).name)) == 1

@@ -68,6 +68,9 @@ def account(folder: Path, *options: str) -> Iterator[Account]:
 BROKEN = ("--quantization", "none-that-fits")
 """Words of a command with which the `vllm` of our containers ends at once, as it does for a model that does not fit."""
 
+SILENT = ("--quantization", "none-that-ends")
+"""Words with which it never listens."""
+
 
 def container_programs(folder: Path, model: str, **behaviour: Any) -> Path:
     """A folder with a `vllm` for the containers: the scripted upstream, which serves `model` to whoever has the key."""
@@ -76,7 +79,9 @@ def container_programs(folder: Path, model: str, **behaviour: Any) -> Path:
     script.write_text(
         f"""#!/bin/sh
 printf '%s\\n' "$@" > "$STAND_IN_FOLDER/command"
-case "$*" in *"{" ".join(BROKEN)}"*) echo 'ValueError: No available memory for the cache blocks' >&2; exit 1;; esac
+case "$*" in *"{" ".join(BROKEN)}"*) echo 'ValueError: No available memory for the cache blocks' >&2; exit 1;;
+  *"{" ".join(SILENT)}"*) exec sleep 600;;
+esac
 echo "vLLM has the secret: $(test -n "$VLLM_API_KEY" && echo yes)"
 export UPSTREAM_API_KEY="$VLLM_API_KEY" PYTHONPATH='{ROOT}'
 exec '{sys.executable}' -m tests.support.upstream --port-file "$STAND_IN_FOLDER/place.json" --model '{model}' \\

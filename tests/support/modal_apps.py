@@ -27,7 +27,7 @@ class Shelf:
 
     def __init__(self, secrets):
         self.numbers = itertools.count(1)
-        self.apps, self.functions, self.mounts, self.files, self.data = {}, {}, {}, {}, {}
+        self.apps, self.functions, self.mounts, self.files, self.data, self.volumes = ({} for _ in range(6))
         self.secrets = {f"st-{name}": {} for name in secrets}
 
     def number(self):
@@ -194,6 +194,22 @@ class Apps:
     @rpc
     def VolumeGetOrCreate(self, request):
         return api.VolumeGetOrCreateResponse(volume_id=f"vo-{request.deployment_name}", version=1)
+
+    @rpc
+    async def VolumeListFiles(self, request):
+        found = self.world.shelf.volumes.get(request.volume_id, {})
+        yield api.VolumeListFilesResponse(
+            entries=[api.FileEntry(path=path, type=api.FileEntry.FILE) for path in found if "/" not in path]
+        )
+
+    @rpc
+    def VolumePutFiles(self, request):
+        shelf = self.world.shelf
+        held = shelf.volumes.setdefault(request.volume_id, {})
+        for file in request.files:
+            held[file.filename.lstrip("/")] = shelf.files[file.sha256_hex]
+        self.world.note("upload", name=request.volume_id, files=sorted(file.filename for file in request.files))
+        return Empty()
 
     @rpc
     def FunctionPrecreate(self, request):

@@ -33,13 +33,13 @@ def resolve_model(config: RunConfig) -> PreparedModel:
     infra, name = config.infra, config.model
     if infra.target == "endpoint":
         return PreparedModel(name, "endpoint", None, name, None, None, None, "server", None, *step_and_stage(name))
-    if infra.target == "modal":
-        return _on_modal(config)
     if is_address(name):
         return _from_s3(config)
     path = Path(name).expanduser()
     if path.is_dir():
         return _folder(config, path.resolve(), "folder", path.resolve().name)
+    if infra.target == "modal":
+        return _hub_on_modal(config)
     if path.is_file() or name.endswith(".gguf"):
         return _gguf(config, path.resolve(), "gguf", path.stem)
     if infra.engine == "llamacpp":
@@ -67,13 +67,13 @@ def _from_s3(config: RunConfig) -> PreparedModel:
     return _folder(config, found.path, "s3", found.name, found.revision, shown=config.model)
 
 
-def _on_modal(config: RunConfig) -> PreparedModel:
+def _hub_on_modal(config: RunConfig) -> PreparedModel:
     """A Hub model that Modal's server fetches by itself: here only its commit is pinned and its description is read."""
     name = config.model
-    if "://" in name or name.startswith((".", "/", "~")) or name in PACKAGED or Path(name).expanduser().exists():
+    if name.startswith((".", "/", "~")) or name in PACKAGED or name.endswith(".gguf"):
         raise CheckpointError(
-            f"'{name}' is on no Hub, and a server on Modal loads from there: push it to a repository (a private one is read "
-            "with the Modal secret that infra.secrets names) and give its id, or serve it here with --infra.target=local"
+            f"'{name}' is no model for a server on Modal, which takes a model of the Hub, a folder, or s3://BUCKET/FOLDER/; "
+            "a GGUF file is served here: --infra.target=local --infra.engine=llamacpp"
         )
     folder, revision = fetch(name, config.vllm.revision, DESCRIPTION_FILES)
     if not (folder / "config.json").is_file():
@@ -144,13 +144,14 @@ def folder_digest(path: Path) -> str:
     Two checkpoints of one run have equal headers, so a sample of each weight file's content goes in as well.
     """
     digest = hashlib.sha256()
-    for file in sorted(_loadable(path)):
+    for file in sorted(loadable_files(path)):
         digest.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())
         digest.update(header_bytes(file))
     return f"sha256:{digest.hexdigest()}"
 
 
-def _loadable(path: Path) -> Iterator[Path]:
+def loadable_files(path: Path) -> Iterator[Path]:
+    """What an engine may read of a model folder; optimizer states and logs beside it are left out."""
     patterns = {pattern.lstrip("*") for pattern in WANTED_FILES}
     for root, _, names in os.walk(path):
         yield from (Path(root) / name for name in names if Path(name).suffix in patterns)

@@ -42,7 +42,13 @@ TEMPLATE = PurePosixPath("/modal-eval/chat_template.jinja")
 CUDA_IMAGE = "nvidia/cuda:13.0.2-devel-ubuntu24.04"
 """The CUDA of the locked vLLM, with the compiler that some kernels are built with when they are first used."""
 PYTHON = "3.12"
-VOLUMES = {"/modal-eval/huggingface": "modal-eval-huggingface", "/modal-eval/vllm": "modal-eval-vllm"}
+CHECKPOINTS = PurePosixPath("/modal-eval/checkpoints")
+CHECKPOINT_VOLUME = "modal-eval-checkpoints"
+VOLUMES = {
+    "/modal-eval/huggingface": "modal-eval-huggingface",
+    "/modal-eval/vllm": "modal-eval-vllm",
+    str(CHECKPOINTS): CHECKPOINT_VOLUME,
+}
 """What a second start does not fetch or compile again, by its folder in the container."""
 CONTAINER = {
     "HF_HOME": "/modal-eval/huggingface",
@@ -59,6 +65,7 @@ class Plan:
     """Everything that makes one app differ from another."""
 
     model: str
+    """As requests name it."""
     revision: str | None
     command: tuple[str, ...]
     packages: str
@@ -75,11 +82,13 @@ class Plan:
     """Whose key opens it: two machines never share a server, and never stop each other's."""
     template: Path | None
     """Here; `TEMPLATE` in the container."""
+    checkpoint: Path | None
+    """Folder here that is uploaded under the name that the command gives it; `None` for a model of the Hub."""
 
     @property
     def name(self) -> str:
         """`modal-eval-ORG-MODEL-HASH`: equal for equal plans and for no others, within Modal's 64 characters."""
-        content = {**asdict(self), "template": self.template is not None, "version": VERSION}
+        content = {**asdict(self), "template": self.template is not None, "checkpoint": None, "version": VERSION}
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
         room = NAME_LENGTH - len(PREFIX) - len(digest) - 1
         slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", self.model)[:room].strip("-.")
@@ -103,16 +112,23 @@ def plan(config: RunConfig, model: PreparedModel) -> Plan:
     """What `config` asks Modal for. Raises `ConfigError` for a setting that vLLM's command cannot have."""
     infra = config.infra
     template = TEMPLATE if model.chat_template else None
-    words = ["vllm", "serve", model.model_id, "--host", "0.0.0.0", "--port", str(PORT)]  # noqa: S104 - behind Modal's own gate
-    words += vllm.flag("revision", model.revision) + vllm.flag("tokenizer_revision", model.revision)
+    place = str(CHECKPOINTS / checkpoint_name(model)) if model.path else model.model_id
+    words = ["vllm", "serve", place, "--host", "0.0.0.0", "--port", str(PORT)]  # noqa: S104 - behind Modal's own gate
+    if not model.path:
+        words += vllm.flag("revision", model.revision) + vllm.flag("tokenizer_revision", model.revision)
     words += vllm.settings(config, model.served_name, template)
     if config.vllm.replicas > 1:
         words += vllm.flag("data_parallel_size", config.vllm.replicas)
     return Plan(
-        model.model_id, model.revision, tuple(words), file_sha256(vllm_lock()), infra.gpu, infra.timeout, infra.startup_timeout,
+        model.served_name, model.revision, tuple(words), file_sha256(vllm_lock()), infra.gpu, infra.timeout, infra.startup_timeout,
         infra.scaledown_window, infra.max_concurrent_inputs, infra.lifetime, tuple(infra.secrets),
-        model.chat_template_sha256, modal_keys.owner(), model.chat_template,
+        model.chat_template_sha256, modal_keys.owner(), model.chat_template, model.path,
     )  # fmt: skip
+
+
+def checkpoint_name(model: PreparedModel) -> str:
+    """What a checkpoint of this machine is called in the volume: its name, and the digest of what it holds."""
+    return f"{tag(model.served_name)}-{(model.digest or '').removeprefix('sha256:')[:24]}"
 
 
 def vllm_lock() -> Path:
@@ -201,4 +217,9 @@ def plan_from_environment() -> Plan:
     config = resolve(
         str(given["MODAL_EVAL_MODEL"]), benchmark, Overrides.model_validate({"infra": {"target": "modal"}})
     )
-    return plan(config, resolve_model(config))
+    wanted = plan(config, resolve_model(config))
+    if wanted.checkpoint:
+        raise ConfigError(
+            f"MODAL_EVAL_MODEL={config.model} is on no Hub; `modal-eval deploy` uploads a checkpoint, `modal deploy` does not"
+        )
+    return wanted

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import functools
+import io
 import os
 import threading
 from collections.abc import Callable, Coroutine
@@ -26,6 +27,7 @@ Result = TypeVar("Result")
 ASK_S = 30.0
 """Longest time for one question."""
 LOGS_S = 20.0
+UPLOAD_S = 4 * 3600.0
 LOGIN = "run `modal token new`, or set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET"
 
 
@@ -59,6 +61,29 @@ def require_account() -> None:
 def deploy(app: modal.App, name: str, seconds: float) -> None:
     """Deploy `app`; the first time Modal makes its image, which takes minutes."""
     _ask(lambda: app.deploy.aio(name=name), seconds, f"Modal does not deploy {name}")
+
+
+def upload(volume: str, name: str, files: dict[str, Path]) -> bool:
+    """Put `files` into `volume` under `name`, unless they are there already; returns whether anything was sent.
+
+    A marker is written last, so an upload that was cut off is made again.
+    """
+    import modal
+
+    marker = f"{name}.complete"
+
+    async def ask() -> bool:
+        held = modal.Volume.from_name(volume, create_if_missing=True)
+        if marker in {entry.path.lstrip("/") async for entry in held.iterdir.aio("/", recursive=False)}:
+            return False
+        async with held.batch_upload(force=True) as batch:
+            for relative, path in files.items():
+                batch.put_file(path, f"/{name}/{relative}")
+        async with held.batch_upload(force=True) as batch:
+            batch.put_file(io.BytesIO(name.encode()), f"/{marker}")
+        return True
+
+    return _ask(ask, UPLOAD_S, f"Modal does not take the checkpoint {name}")
 
 
 def web_url(app: str, function: str) -> str | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 
 from modal_eval import paths
+from modal_eval.checkpoints.resolve import loadable_files
 from modal_eval.config.models import RunConfig
 from modal_eval.errors import ModalEvalError, ServerError
 from modal_eval.records import Lease, PreparedModel, ServerHandle
@@ -44,7 +45,7 @@ def start(
 
     Raises `ServerError`; then the lease is gone, and the server, too, unless somebody else holds it.
     """
-    lease = acquire(wanted, run_dir, config.infra.keep, say=say)
+    lease = acquire(wanted, model.model_id, run_dir, config.infra.keep, say=say)
     try:
         key_name = modal_keys.key_variable(lease.app)
         say(f"{lease.app} is at {lease.url}; its first answer takes minutes when its GPU is cold")
@@ -56,11 +57,13 @@ def start(
     return ServerHandle((f"{lease.url}/v1",), model.served_name, "vllm", lease.lease_id, key_name, facts, lease.app)
 
 
-def acquire(wanted: Plan, run_dir: Path | None, keep_s: float = 0, *, say: Callable[[str], None]) -> Lease:
+def acquire(
+    wanted: Plan, model_id: str, run_dir: Path | None, keep_s: float = 0, *, say: Callable[[str], None]
+) -> Lease:
     """A lease of the app of `wanted`, which is deployed when this returns."""
     name, deadline = wanted.name, time.time() + wanted.lifetime_s
     with modal_keys.app_lock(name):
-        lease = take_lease(run_dir, wanted.model, new_lease_id(), app=name, deadline=deadline, keep_s=keep_s)
+        lease = take_lease(run_dir, model_id, new_lease_id(), app=name, deadline=deadline, keep_s=keep_s)
         try:
             url = modal_calls.web_url(name, modal_app.FUNCTION)
         except BaseException:
@@ -73,6 +76,7 @@ def acquire(wanted: Plan, run_dir: Path | None, keep_s: float = 0, *, say: Calla
                 _adopt(lease)
                 modal_calls.set_tags(name, tags)
             else:
+                _upload(wanted, say)
                 say(
                     f"deploying {name} on Modal ({wanted.gpu}); the first time Modal makes its image, which takes minutes"
                 )
@@ -84,6 +88,18 @@ def acquire(wanted: Plan, run_dir: Path | None, keep_s: float = 0, *, say: Calla
         lease = replace(lease, url=url.rstrip("/"))
         write_lease(lease)
     return lease
+
+
+def _upload(wanted: Plan, say: Callable[[str], None]) -> None:
+    """Bring a checkpoint of this machine to where the server will look for it."""
+    if (folder := wanted.checkpoint) is None:
+        return
+    files = {file.relative_to(folder).as_posix(): file for file in loadable_files(folder)}
+    size = sum(file.stat().st_size for file in files.values())
+    place = wanted.command[2].rpartition("/")[2]
+    say(f"uploading {wanted.model} to Modal, once ({size / 1e9:.1f} GB)")
+    if not modal_calls.upload(modal_app.CHECKPOINT_VOLUME, place, files):
+        say(f"{wanted.model} is on Modal already")
 
 
 def _url_of(app: str) -> str:
@@ -234,7 +250,7 @@ def deploy(config: RunConfig, model: PreparedModel, *, say: Callable[[str], None
     Returns once Modal names its URL, without waking a GPU. Raises `ServerError`.
     """
     wanted = modal_app.plan(config, model)
-    lease = replace(acquire(wanted, None, say=say), kept=True)
+    lease = replace(acquire(wanted, model.model_id, None, say=say), kept=True)
     write_lease(lease)
     for other in others_of(lease):  # it is renewed, not doubled
         if other.kept:
