@@ -30,7 +30,9 @@ Kind = Literal["folder", "gguf"]
 
 
 class UnreachableError(CheckpointError):
-    """S3 did not answer at all: a copy from before may do."""
+    """S3 did not answer at all: a copy from before may do, or another try."""
+
+    retryable = True
 
 
 @dataclass(frozen=True, slots=True)
