@@ -39,6 +39,8 @@ class Lease:
     url: str = ""
     app: str = ""
     """Name of the app on Modal; runs that share a server have a lease each."""
+    hour_price: float | None = None
+    """Price of the server for an hour, where `infra.gpu_hour_price` says it."""
     keep_s: float = 0.0
     """For so long the server outlives a run that gives it back; one that a dead run left behind is stopped."""
     kept: bool = False

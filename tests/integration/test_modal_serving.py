@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,18 @@ def test_a_server_to_be_kept_outlives_its_run_and_later_ones_until_its_deadline(
     write_lease(replace(kept, deadline=time.time() - 1))
     assert [one.app for one in serving.sweep_dead()] == [handle.app]
     assert len(events(modal, "deploy", handle.app)) == len(events(modal, "stop", handle.app)) == 1
+
+
+def test_status_tells_the_age_and_the_cost_of_a_server(modal: Account, tmp_path: Path) -> None:
+    handle = start(tmp_path, config({"gpu": "H100:2", "gpu_hour_price": 3.0}, data_parallel_size=2))
+    (lease,) = serving.leases()
+    began = datetime.now(UTC) - timedelta(minutes=90)
+    write_lease(replace(lease, created_at=began.isoformat(timespec="seconds")))
+    (shown,) = json.loads(command("status", "--json").stdout)
+    assert shown["age"] == "1:30"
+    assert shown["cost"] == pytest.approx(9.0, abs=0.1)
+    assert shown["holder"] == f"pid {os.getpid()} on {socket.gethostname()}"
+    serving.stop_server(handle)
 
 
 HOLDER = """if True:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,11 @@ def command(*, json: Json = False) -> int:
     elif not found:
         talk.print("No server of ours is running.")
     else:
-        table = Table("server", "model", "benchmark", "since", "holder", "url", "run", box=None, pad_edge=False)
+        table = Table(
+            "server", "model", "benchmark", "since", "age", "cost", "holder", "url", "run", box=None, pad_edge=False
+        )
         for one in found:
-            shown = ("server", "model", "benchmark", "created_at", "holder", "url", "run_dir")
+            shown = ("server", "model", "benchmark", "created_at", "age", "cost", "holder", "url", "run_dir")
             table.add_row(*(str(one[key] or "") for key in shown))
         data.print(table)
     return EXIT_DONE
@@ -42,11 +44,29 @@ def describe(lease: Lease) -> dict[str, Any]:
         "benchmark": run_facts(Path(lease.run_dir))["benchmark"] if lease.run_dir else None,
         "url": lease.url,
         "created_at": lease.created_at,
+        "age": age(lease.created_at),
         "deadline": lease.deadline,
+        "cost": cost(lease),
         "holder": holder(lease),
         "holder_alive": serving.is_live(lease),
         "run_dir": lease.run_dir,
     }
+
+
+def age(created_at: str) -> str:
+    """How long ago, in hours and minutes."""
+    if not created_at:
+        return ""
+    minutes = int((datetime.now(UTC) - datetime.fromisoformat(created_at)).total_seconds() // 60)
+    return f"{minutes // 60}:{minutes % 60:02}"
+
+
+def cost(lease: Lease) -> float | None:
+    """What the server costs since the lease was taken, at most: Modal charges nothing while its GPU is given back."""
+    if lease.hour_price is None:
+        return None
+    held_s = (datetime.now(UTC) - datetime.fromisoformat(lease.created_at)).total_seconds()
+    return round(lease.hour_price * held_s / 3600, 2)
 
 
 def holder(lease: Lease) -> str:
@@ -75,7 +95,7 @@ def describe_orphan(one: serving.Orphan) -> dict[str, Any]:
         said = f"{one.holder} until {moment(one.deadline)}" if one.ours else f"another machine: {one.holder}"
     return {
         "lease_id": None, "server": one.app, "server_pid": None, "app": one.app, "model": one.model, "benchmark": None,
-        "url": None, "created_at": one.created_at, "deadline": one.deadline, "holder": said,
+        "url": None, "created_at": one.created_at, "age": age(one.created_at), "deadline": one.deadline, "cost": None, "holder": said,
         "holder_alive": not one.may_stop, "run_dir": None,
     }  # fmt: skip
 

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from modal_eval import paths
+from modal_eval.config.models import RunConfig
 from modal_eval.processes import boot_id, is_alive, start_ticks
 from modal_eval.records import Lease
 
@@ -30,6 +31,7 @@ def take_lease(
     *,
     app: str = "",
     deadline: float | None = None,
+    hour_price: float | None = None,
     keep_s: float = 0.0,
 ) -> Lease:
     """Write the lease of a server that is about to be started: of `app` on Modal, otherwise of a process here."""
@@ -47,6 +49,7 @@ def take_lease(
         deadline=deadline,
         model=model,
         app=app,
+        hour_price=hour_price,
         keep_s=keep_s,
     )
     write_lease(lease)
@@ -81,6 +84,12 @@ def read_lease(path: Path) -> Lease | None:
         return Lease(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, json.JSONDecodeError, TypeError):
         return None
+
+
+def price_an_hour(config: RunConfig, gpus: int) -> float | None:
+    """What `gpus` GPUs cost an hour, where `infra.gpu_hour_price` says it of one."""
+    price = config.infra.gpu_hour_price
+    return None if price is None or config.infra.engine != "vllm" else price * gpus
 
 
 def lease_of(lease_id: str) -> Lease | None:

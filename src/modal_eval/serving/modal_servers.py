@@ -21,7 +21,16 @@ from modal_eval.errors import ModalEvalError, ServerError
 from modal_eval.records import Lease, PreparedModel, ServerHandle
 from modal_eval.serving import modal_app, modal_calls, modal_keys
 from modal_eval.serving.endpoint import server_facts
-from modal_eval.serving.leases import drop_lease, is_live, lease_of, leases, new_lease_id, take_lease, write_lease
+from modal_eval.serving.leases import (
+    drop_lease,
+    is_live,
+    lease_of,
+    leases,
+    new_lease_id,
+    price_an_hour,
+    take_lease,
+    write_lease,
+)
 from modal_eval.serving.modal_app import Plan
 
 logger = logging.getLogger(__name__)
@@ -45,7 +54,7 @@ def start(
 
     Raises `ServerError`; then the lease is gone, and the server, too, unless somebody else holds it.
     """
-    lease = acquire(wanted, model.model_id, run_dir, config.infra.keep, say=say)
+    lease = acquire(wanted, model.model_id, run_dir, config.infra.keep, price_of(config), say=say)
     try:
         key_name = modal_keys.key_variable(lease.app)
         say(f"{lease.app} is at {lease.url}; its first answer takes minutes when its GPU is cold")
@@ -57,13 +66,25 @@ def start(
     return ServerHandle((f"{lease.url}/v1",), model.served_name, "vllm", lease.lease_id, key_name, facts, lease.app)
 
 
+def price_of(config: RunConfig) -> float | None:
+    return price_an_hour(config, config.vllm.replicas * config.vllm.tensor_parallel_size)
+
+
 def acquire(
-    wanted: Plan, model_id: str, run_dir: Path | None, keep_s: float = 0, *, say: Callable[[str], None]
+    wanted: Plan,
+    model_id: str,
+    run_dir: Path | None,
+    keep_s: float = 0,
+    hour_price: float | None = None,
+    *,
+    say: Callable[[str], None],
 ) -> Lease:
     """A lease of the app of `wanted`, which is deployed when this returns."""
     name, deadline = wanted.name, time.time() + wanted.lifetime_s
     with modal_keys.app_lock(name):
-        lease = take_lease(run_dir, model_id, new_lease_id(), app=name, deadline=deadline, keep_s=keep_s)
+        lease = take_lease(
+            run_dir, model_id, new_lease_id(), app=name, deadline=deadline, keep_s=keep_s, hour_price=hour_price
+        )
         try:
             url = modal_calls.web_url(name, modal_app.FUNCTION)
         except BaseException:
@@ -250,7 +271,7 @@ def deploy(config: RunConfig, model: PreparedModel, *, say: Callable[[str], None
     Returns once Modal names its URL, without waking a GPU. Raises `ServerError`.
     """
     wanted = modal_app.plan(config, model)
-    lease = replace(acquire(wanted, model.model_id, None, say=say), kept=True)
+    lease = replace(acquire(wanted, model.model_id, None, 0, price_of(config), say=say), kept=True)
     write_lease(lease)
     for other in others_of(lease):  # it is renewed, not doubled
         if other.kept:

@@ -26,6 +26,7 @@ from modal_eval.serving.leases import (
     family,
     new_lease_id,
     note_server,
+    price_an_hour,
     server_alive,
     take_lease,
 )
@@ -133,7 +134,10 @@ def _launch(
 
     def launch() -> tuple[OwnedProcess, Lease]:
         logger.info("starting %s", masked(command))
-        lease = take_lease(run_dir, model.model_id, f"{lease_id}-{number}" if number else lease_id)
+        lease = take_lease(
+            run_dir, model.model_id, f"{lease_id}-{number}" if number else lease_id,
+            hour_price=price_an_hour(config, config.vllm.tensor_parallel_size),
+        )  # fmt: skip
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
             process = OwnedProcess.start(
