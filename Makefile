@@ -42,6 +42,7 @@ benchmark: setup
 	$(BIN)/python benchmarks/proxy.py
 	$(BIN)/python benchmarks/batch_makespan.py
 	$(BIN)/python benchmarks/generation.py
+	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/s3_download.py
 
 lock: setup
