@@ -24,6 +24,8 @@ REFERENCE, RECORDING, MUTATED, TRUNCATED = range(4)
 THEIRS_IS_WRONG = {
     # Its oracle goes on without counting the passed input, so nothing ever passes.
     "HumanEval/32": ["EvalPlus's base verdict is at fault", "EvalPlus's plus verdict is at fault"],
+    # It has a generator for a helper, and a function without `return` is left out by EvalPlus's sanitize.
+    "Mbpp/630": ["EvalPlus's sanitize left out a function that returns nothing"],
 }
 """Every task whose reference or recorded sample gets another verdict from us, and why."""
 
@@ -72,9 +74,11 @@ def mutate(code, entry_point):
 
 
 def truncate(code):
-    """The code as an answer that was cut off: its last statement is half there."""
-    lines = code.rstrip().splitlines()
-    return "\n".join([*lines[:-1], lines[-1][: len(lines[-1]) - len(lines[-1].lstrip())] + "return"])
+    """The code as an answer that was cut off at its first result; the last line of many is never reached."""
+    lines = code.splitlines()
+    cut = next(at for at, line in enumerate(lines) if line.lstrip().startswith(("return ", "yield ")))
+    indent = lines[cut][: len(lines[cut]) - len(lines[cut].lstrip())]
+    return "\n".join([*lines[:cut], f"{indent}return"])
 
 
 def block(code):
