@@ -54,14 +54,14 @@ ATTACKS = {
         "import gc\nfor each in gc.get_objects():\n    if isinstance(each, dict) and 'expected' in each: return each['expected']\nreturn None",
         "gc.get_objects",
     ),
-    "reads its own memory": Attack("return open('/proc/self/mem', 'rb').read(1)", "/proc/self/mem"),
+    "reads its own memory": Attack("return open('/proc/self/mem', 'rb').read(1)", "/proc"),
     "reads the command lines of others": Attack(
         "import os\nreturn [open(f'/proc/{pid}/cmdline').read() for pid in os.listdir('/proc') if pid.isdigit()]",
         "/proc",
     ),
     "searches files for the answers": Attack(
-        "import os\nfor folder, _, names in os.walk('/'):\n    for name in names:\n"
-        "        if 'expected' in name or name.endswith(('.pkl', '.jsonl', '.jsonl.gz')): return open(os.path.join(folder, name), 'rb').read()\n"
+        "import os\nfor start in ('/proc/self/cwd', '/proc', '/'):\n    for folder, _, names in os.walk(start):\n        for name in names:\n"
+        "            if 'expected' in name or name.endswith(('.pkl', '.jsonl', '.jsonl.gz')): return open(os.path.join(folder, name), 'rb').read()\n"
         "return None",
         "/proc",
     ),

@@ -215,6 +215,7 @@ class Child:
         self.request, self.group = request, group
         self.channel, self.token = channel, token.encode() + b" "
         self.seen: set[str] = set()
+        self.pid = os.getpid()
         self.builtins = dict(vars(builtins))
 
     def run(self) -> None:
@@ -295,6 +296,8 @@ class Child:
             self.send(tampered=what)
 
     def send(self, *, write: Any = os.write, **row: Any) -> None:
+        if os.getpid() != self.pid:
+            os._exit(1)  # a process that the code forked, and that came back to us
         data = self.token + values.to_json(row).encode() + b"\n"
         while data:
             data = data[write(self.channel, data) :]
@@ -322,7 +325,7 @@ class Child:
                     named = event if event != "object.__getattr__" else f"reading {args[1]}"
                     report(f"looked for its grader: {named}")
                 elif event in ("open", "os.listdir", "os.scandir") and str(args[0]).startswith("/proc"):
-                    report(f"looked for its grader: {event} {str(args[0])[:80]}")
+                    report("looked for its grader: /proc")
                 elif event in ("os.kill", "os.killpg") and args[0] in grader:
                     report(f"tried to end its grader: {event}")
             finally:

@@ -122,9 +122,10 @@ def _walls(limits: Limits, mounts: Sequence[str]) -> list[str]:
         "--die-with-parent", "--new-session", "--hostname", "sandbox",
         "--clearenv", "--setenv", "PATH", "/usr/bin:/bin", "--setenv", "HOME", "/tmp", "--setenv", "LANG", "C.UTF-8",  # noqa: S108
         "--setenv", "PYTHONHASHSEED", "0", "--setenv", "OMP_NUM_THREADS", "1", "--setenv", "OPENBLAS_NUM_THREADS", "1",
-        "--ro-bind", "/usr", "/usr", *_root_links(), *_mounts(mounts),
+        "--ro-bind", "/usr", "/usr", *_root_links(),
         "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--ro-bind-try", "/etc/alternatives", "/etc/alternatives",
         "--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--size", size, "--tmpfs", "/dev/shm", "--perms", "1777", "--size", size, "--tmpfs", "/tmp",  # noqa: S108
+        *_mounts(mounts),  # after /tmp, which a checkout may stand in
         "--chdir", "/tmp", "--remount-ro", "/dev", "--remount-ro", "/", "--",  # noqa: S108
     ]  # fmt: skip
 
