@@ -158,7 +158,7 @@ command = [sys.executable, {str(SERVER)!r}, sys.argv[1], "0", *sys.argv[2:]]
 server = OwnedProcess.start(
     command, env={{**os.environ, **lease.variables}}, hold_fds=lease.fds, stdout_pipe=True, grace_s=0.5
 )
-for _ in sys.argv[2:] or [""]:
+for _ in range(1 + sys.argv[2:].count("worker")):  # each writes into a pipe that breaks when this process is killed
     server.stdout.readline()
 print(server.pid, flush=True)
 time.sleep(600)
