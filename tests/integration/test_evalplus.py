@@ -5,15 +5,20 @@ import gzip
 import json
 import multiprocessing
 import os
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
+from modal_eval.environments import ensure_environment
 from modal_eval.results.rows import read_rows
 from tests.support.attacks import ATTACKS, as_function
 from tests.support.chat import Reply, chat_server
 from tests.support.data import data_file
+from tests.support.modal_account import account
 
 FILES = {
     "humaneval_plus": "humaneval_plus/HumanEvalPlus-v0.1.10.jsonl.gz",
@@ -85,8 +90,8 @@ def block(code):
     return f"Here it is:\n```python\n{code}\n```\nI hope that it helps."
 
 
-def run(cli, server, benchmark, *more):
-    data = data_file(FILES[benchmark])
+def run(cli, server, benchmark, *more, data=None):
+    data = data or data_file(FILES[benchmark])
     cli("run", "-m", "stub", "-b", benchmark, "--run-dir", str(cli.run_dir), f"--infra.base_url={server.url}",
         f"--env.data_files={data}", *more, timeout=2400)  # fmt: skip
     return rows_of(cli)
@@ -211,3 +216,74 @@ def test_an_attack_scores_0_is_flagged_and_leaves_the_sample_beside_it_alone(cli
     summary = summary_of(cli)
     assert summary["num_tampered"] == sum(flagged)
     assert summary["num_verdict_differs"] >= len(taken_in)
+
+
+LARGE = {
+    "right": ("list(range(n))", 1.0),
+    "equal, of another type": ("[float(each) for each in range(n)]", 1.0),
+    "wrong in its last place": ("[*range(n - 1), n]", 0.0),
+    "wrong all over": ("list(range(1, n + 1))", 0.0),
+    "too short": ("list(range(n - 1))", 0.0),
+}
+"""An expression for a list too long to come out of the sandbox as it is, and its score."""
+
+
+def test_an_answer_too_large_to_come_out_whole_is_right_only_where_it_is_equal(cli):
+    (problem, *_) = read(FILES["humaneval_plus"]).values()
+    prompt = "def numbers(n):\n"
+    large = {
+        **problem, "prompt": prompt, "entry_point": "numbers", "canonical_solution": "    return list(range(n))\n",
+        "base_input": [[3]], "plus_input": [[300_000]],
+    }  # fmt: skip
+    path = cli.folder / "large.jsonl"
+    path.write_text(json.dumps(large) + "\n")
+    answers = [f"{prompt}    return {expression}" for expression, _ in LARGE.values()]
+    with chat_server(lambda call: Reply(block(answers[int(call.tag.split("/")[1])]))) as server:
+        rows = run(cli, server, "humaneval_plus", f"--eval.rollouts={len(LARGE)}", data=path)
+    got = {name: rows[problem["task_id"], number]["reward"] for number, name in enumerate(LARGE)}
+    assert got == {name: score for name, (_, score) in LARGE.items()}
+    assert all(row["verdict_differs"] == [] for row in rows.values())
+
+
+@pytest.fixture
+def image():
+    """Programs of a container whose image has EvalPlus's packages, for users that see nothing of root's."""
+    packages = next((ensure_environment("evalplus").parents[1] / "lib").glob("python3*/site-packages"))
+    if os.geteuid() != 0:
+        pytest.skip("the stand-in's container starts each sample as a user of its own, which takes root")
+    if subprocess.run(["setpriv", "--reuid=65534", "--clear-groups", "ls", packages], capture_output=True).returncode:
+        pytest.skip(f"{packages} cannot be read by other users")
+    with tempfile.TemporaryDirectory(prefix="modal-eval-image-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        subprocess.run(["/usr/bin/python3", "-m", "venv", "--without-pip", folder], check=True)
+        (own,) = (folder / "lib").glob("python3*/site-packages")
+        if own.parent.name != packages.parent.name:
+            pytest.skip(f"EvalPlus is here for {packages.parent.name}, and the system has {own.parent.name}")
+        (own / "image.pth").write_text(f"{packages}\n")
+        yield folder / "bin"
+
+
+def test_samples_are_scored_in_modal_sandboxes_as_they_are_here(cli, tmp_path, image):
+    problems = list(read(FILES["humaneval_plus"]).values())[:6]
+    attack = as_function(ATTACKS["returns an object that equals everything"], problems[0]["entry_point"])
+
+    def answer(call):
+        example, rollout = map(int, call.tag.split("/"))
+        right = problems[example]["prompt"] + problems[example]["canonical_solution"]
+        return Reply(block([right, mutate(right, problems[example]["entry_point"]), attack][rollout]))
+
+    with account(tmp_path / "modal", "--packages", str(image)) as modal, chat_server(answer) as server:
+        cli.env.update(modal.variables)
+        more = ("--eval.rollouts=3", "--eval.num_examples=6", "--env.sandbox_backend=modal")
+        rows = run(cli, server, "humaneval_plus", *more)
+        installed = " ".join(modal.events("image")[-1]["commands"])
+        assert len(modal.events("create")) == len(modal.events("terminate"))
+    assert {rollout: {row["reward"] for (_, at), row in rows.items() if at == rollout} for rollout in range(3)} == {
+        0: {1.0}, 1: {0.0}, 2: {0.0},
+    }  # fmt: skip
+    assert rows[problems[0]["task_id"], 2]["evalplus_status"]["base"] == "pass"
+    assert {row["sandbox"] for row in rows.values()} == {"modal"}
+    assert "--no-deps" in installed
+    assert "evalplus==" in installed
+    assert "numpy==" in installed

@@ -33,7 +33,8 @@ from modal_proto import task_command_router_pb2 as router
 from modal_rpc import rpc
 
 CONTAINER = {"PATH": "/usr/bin:/bin", "MODAL_SECRET_OF_THE_CONTAINER": "s3cret"}
-"""The variables of an exec: the system's Python, and one that no sample may see."""
+"""The variables of an exec: the system's Python, and one that no sample may see. `--packages` puts another one first, whose
+packages stand for those of an image that was built with some."""
 
 
 class Sandbox:
@@ -51,6 +52,9 @@ class World:
         self.folder, self.mark = given.log_file.parent, os.environ.get("MODAL_EVAL_TEST_MARK", "")
         self.left = {"drop": given.drop, "expire": given.expire}
         self.shelf = Shelf(given.secret)
+        self.container = CONTAINER
+        if given.packages:
+            self.container = {**CONTAINER, "PATH": f"{given.packages}:{CONTAINER['PATH']}"}
         self.numbers = itertools.count(1)
         self.sandboxes = {}
         self.url = ""
@@ -177,7 +181,7 @@ class Worker(task_command_router_grpc.TaskCommandRouterBase):
             self.world.end(sandbox)
             raise GRPCError(Status.NOT_FOUND, "the Sandbox has gone")
         sandbox.execs[request.exec_id] = await asyncio.create_subprocess_exec(
-            *request.command_args, stdin=-1, stdout=-1, stderr=-1, start_new_session=True, env=CONTAINER
+            *request.command_args, stdin=-1, stdout=-1, stderr=-1, start_new_session=True, env=self.world.container
         )
         return router.TaskExecStartResponse()
 
@@ -211,6 +215,7 @@ async def main():
     parser.add_argument("--lose", type=int, default=0)
     parser.add_argument("--secret", action="append", default=[])
     parser.add_argument("--programs", type=Path)
+    parser.add_argument("--packages", type=Path)
     parser.add_argument("--cut", type=float, default=150.0)
     parser.add_argument("--drop", type=int, default=0)
     parser.add_argument("--expire", type=int, default=0)

@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 
-from modal_eval.harnesses.envkit.code import extract_code, make_sandbox, same_output, same_value
+from modal_eval.errors import SandboxError
+from modal_eval.harnesses.envkit.code import extract_code, same_output, same_value
 from modal_eval.harnesses.envkit.data import HubData, load_data, read_files
+from modal_eval.scoring.choice import make_sandbox
 
 ENVIRONMENTS = Path(__file__).resolve().parents[2] / "src" / "modal_eval" / "harnesses" / "environments"
 
@@ -87,7 +89,7 @@ def test_the_last_fenced_block_after_the_thoughts_is_the_program() -> None:
 
 
 def test_an_unknown_sandbox_is_refused_with_those_that_exist() -> None:
-    with pytest.raises(ValueError, match="'docker' is not there; use 'local'"):
+    with pytest.raises(SandboxError, match="'docker' does not exist; there are 'local'"):
         make_sandbox("docker")
 
 

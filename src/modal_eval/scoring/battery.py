@@ -8,22 +8,20 @@ expected values never go in, so there is nothing to read from frames, files or m
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from modal_eval.scoring import sandbox_driver
-from modal_eval.scoring.sandbox import Limits, Sandbox, converse
+from modal_eval.scoring.drivers import Driver
+from modal_eval.scoring.sandbox import Limits, Sandbox
 
 GroupStatus = Literal["ok", "timeout", "overtime", "stalled", "memory", "output", "forged", "died", "not_run"]
 """`ok` came to its end · `timeout` one call used its CPU time, or slept as long · `overtime` CPU
 limit of all calls · `stalled` wall clock, with CPU time left · `memory` of all processes
 together · `output` returned too much · `forged` wrote to the channel itself · `died` exited, crashed or was killed ·
 `not_run` an earlier group took the sandbox with it."""
-DRIVER_MODULES = ("values", "sandbox_driver", "battery_driver")
+DRIVER = Driver(("values", "sandbox_driver", "battery_driver"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,31 +78,12 @@ def run_battery(
         "site": list(sandbox.site),
         "groups": [asdict(group) for group in groups],
         "limits": asdict(limits),
-        "isolated": sandbox.backend == "local",
+        "isolated": sandbox.isolated,
     }
     seconds = sum(group.wall_s for group in groups)
     most = len(groups) * (limits.output_bytes * 2 + 1_000_000)
-    lines = converse(sandbox, driver_source(), json.dumps(request).encode(), limits, seconds, most)
+    lines = sandbox.converse(DRIVER, json.dumps(request).encode(), limits, seconds, most)
     return _outcomes(lines, len(groups))
-
-
-@functools.cache
-def driver_source() -> str:
-    """The driver with the modules that it imports, as one text for `python -c`."""
-    folder = Path(sandbox_driver.__file__).parent
-    sources = {f"modal_eval.scoring.{name}": (folder / f"{name}.py").read_text("utf-8") for name in DRIVER_MODULES}
-    main = sources.pop("modal_eval.scoring.battery_driver")
-    return (
-        "import builtins, sys, types\n"
-        "own = dict(vars(builtins))  # the driver's, whatever the code does to everybody's\n"
-        "for name in ('modal_eval', 'modal_eval.scoring'): sys.modules[name] = types.ModuleType(name)\n"
-        f"for name, text in {sources!r}.items():\n"
-        "    module = sys.modules[name] = types.ModuleType(name)\n"
-        "    module.__builtins__ = own\n"
-        "    setattr(sys.modules['modal_eval.scoring'], name.rpartition('.')[2], module)\n"
-        "    exec(compile(text, name, 'exec'), module.__dict__)\n"
-        f"exec(compile({main!r}, 'battery', 'exec'), {{'__name__': '__main__', '__builtins__': own}})\n"
-    )
 
 
 def _outcomes(lines: list[bytes], count: int) -> list[GroupOutcome]:

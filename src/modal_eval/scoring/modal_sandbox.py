@@ -26,13 +26,13 @@ import re
 import sys
 import threading
 from collections.abc import Coroutine
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from modal_eval.errors import SandboxError
-from modal_eval.scoring import sandbox as local
-from modal_eval.scoring.sandbox import STARTUP_S, Limits, Sandbox
+from modal_eval.scoring.drivers import Driver
+from modal_eval.scoring.sandbox import READY, STARTUP_S, Limits, Sandbox
 
 Result = TypeVar("Result")
 
@@ -63,8 +63,8 @@ RUN_ID_VARIABLE = "MODAL_EVAL_RUN_ID"
 class Pool:
     """One Modal Sandbox for many samples: made when first needed, again when lost, ended by `close`."""
 
-    def __init__(self, samples: int = SAMPLES, connect_s: float = CONNECT_S) -> None:
-        self.samples, self.connect_s = samples, connect_s
+    def __init__(self, samples: int = SAMPLES, connect_s: float = CONNECT_S, packages: tuple[str, ...] = ()) -> None:
+        self.samples, self.connect_s, self.packages = samples, connect_s, packages
         first = random.randrange(USERS.start, USERS.stop - samples)  # noqa: S311 - only to differ from other pools
         self._users: queue.SimpleQueue[int] = queue.SimpleQueue()
         for number in range(samples):
@@ -73,11 +73,11 @@ class Pool:
         self._container: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def converse(self, request: bytes, limits: Limits, most: int) -> bytes:
+    def converse(self, driver: Driver, request: bytes, seconds: float, most: int) -> bytes:
         """Run the driver on `request` and return its output. Blocks while all users are busy."""
         user = self._users.get()
-        seconds = STARTUP_S + limits.total_wall_s
-        setup = {"driver": local._driver_source(), "user": user, "seconds": seconds, "most": most}
+        setup = {"driver": driver.source(), "user": user, "seconds": seconds, "most": most}
+        setup["packages"] = bool(self.packages)
         message = json.dumps(setup).encode() + b"\n" + request
         try:
             for attempt in range(1, ATTEMPTS + 1):
@@ -121,7 +121,7 @@ class Pool:
     def _create(self) -> Any:
         try:
             app = self._wait(_connect(), self.connect_s)
-            return self._wait(_create(app, self.samples), CREATE_S)
+            return self._wait(_create(app, self.samples, self.packages), CREATE_S)
         except Exception as error:
             raise SandboxError(_refusal(error)) from error
 
@@ -158,6 +158,10 @@ class ModalSandbox(Sandbox):
     def facts(self) -> dict[str, str]:
         return {"backend": "modal", "python": PYTHON}
 
+    @property
+    def at_once(self) -> int:
+        return self.pool.samples
+
     def check(self) -> None:
         """Raise `SandboxError` unless a trivial program runs on Modal; nothing is left running there."""
         try:
@@ -168,25 +172,8 @@ class ModalSandbox(Sandbox):
     def close(self) -> None:
         self.pool.close()
 
-    def _run(
-        self, kind: str, source: str, prelude: str, name: str, tests: list[Any], limits: Limits
-    ) -> list[dict[str, Any]]:
-        if not tests:
-            return []
-        request = {
-            "kind": kind, "source": source, "prelude": prelude, "name": name, "tests": tests, "isolated": True,
-            "limits": {**asdict(limits), "wall_s": limits.wall_limit_s},
-        }  # fmt: skip
-        most = len(tests) * (limits.output_bytes * 6 + 65_536)
-        output = self.pool.converse(json.dumps(request).encode(), limits, most)
-        rows: dict[int, dict[str, Any]] = {}
-        for line in output.split(b"\n")[1:]:
-            try:
-                row = json.loads(line)
-                rows.setdefault(int(row["test"]), local._checked(row))
-            except (ValueError, TypeError, KeyError):  # the code may write to the channel too
-                continue
-        return [rows.get(index, local._never_reported(index, rows)) for index in range(len(tests))]
+    def converse(self, driver: Driver, request: bytes, limits: Limits, seconds: float, most: int) -> list[bytes]:
+        return self.pool.converse(driver, request, STARTUP_S + seconds, most).split(b"\n")[1:]
 
 
 def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
@@ -201,11 +188,14 @@ async def _connect() -> Any:
     return await modal.App.lookup.aio(APP, create_if_missing=True)
 
 
-async def _create(app: Any, samples: int) -> Any:
+async def _create(app: Any, samples: int, packages: tuple[str, ...]) -> Any:
     import modal
 
+    image = modal.Image.debian_slim(python_version=PYTHON)
+    if packages:
+        image = image.pip_install(*packages, extra_options="--no-deps")  # the list is whole, so nothing else gets in
     return await modal.Sandbox.create.aio(
-        "sleep", str(LIFETIME_S), app=app, image=modal.Image.debian_slim(python_version=PYTHON), block_network=True,
+        "sleep", str(LIFETIME_S), app=app, image=image, block_network=True,
         cpu=float(samples), memory=(1024, samples * 4096), timeout=LIFETIME_S, idle_timeout=IDLE_S, tags=_tags(),
     )  # fmt: skip
 
@@ -229,7 +219,7 @@ async def _exec(container: Any, message: bytes, seconds: float, most: int) -> by
         output += chunk
         if len(output) > most:
             break
-    if not output.startswith(b'{"ready": true}'):
+    if not output.startswith(READY):
         said = bytearray()
         async for chunk in process.stderr:
             said += chunk

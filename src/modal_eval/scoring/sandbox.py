@@ -20,7 +20,6 @@ network. It is chosen by name only.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import selectors
@@ -34,11 +33,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from modal_eval.errors import SandboxError
+from modal_eval.scoring.drivers import Driver
 from modal_eval.scoring.walls import BACKENDS, Backend, Limits, sandbox_command, sandbox_python
 
 __all__ = ["BACKENDS", "Backend", "CallOutcome", "Limits", "Outcome", "Sandbox", "call_function", "run_program"]
 
-DRIVER = Path(__file__).with_name("sandbox_driver.py")
+DRIVER = Driver(("sandbox_driver",))
+READY = b'{"ready": true}'
+"""The driver's first line."""
 STARTUP_S = 60.0
 """Longest time until the interpreter in the sandbox says that it is there, on a very busy machine."""
 
@@ -131,9 +133,22 @@ class Sandbox:
             for row in rows
         ]
 
+    @property
+    def isolated(self) -> bool:
+        """Whether nothing of the host's can be seen or ended from inside."""
+        return self.backend != "process"
+
     def facts(self) -> dict[str, str]:
         """What belongs into a row's `info`: the backend and its interpreter."""
         return {"backend": self.backend, "python": sandbox_python(self.backend, self.python)}
+
+    @property
+    def at_once(self) -> int:
+        """Samples that may run side by side without being in each other's way."""
+        return os.cpu_count() or 1
+
+    def close(self) -> None:
+        """Give back what the sandbox holds elsewhere; it can be used again."""
 
     def check(self) -> None:
         """Raise `SandboxError` unless a trivial program runs: better before the first answer than after the last."""
@@ -153,17 +168,49 @@ class Sandbox:
             "name": name,
             "tests": tests,
             "limits": {**asdict(limits), "wall_s": limits.wall_limit_s},
-            "isolated": self.backend == "local",
+            "isolated": self.isolated,
         }
         # JSON escapes a control character as six bytes.
         most = len(tests) * (limits.output_bytes * 6 + 65_536)
-        lines = converse(self, _driver_source(), json.dumps(request).encode(), limits, limits.total_wall_s, most)
+        lines = self.converse(DRIVER, json.dumps(request).encode(), limits, limits.total_wall_s, most)
         rows: dict[int, dict[str, Any]] = {}
         for line in lines:
             with contextlib.suppress(ValueError, TypeError, KeyError):  # the code may write to the channel too
                 row = json.loads(line)
                 rows.setdefault(int(row["test"]), _checked(row))
         return [rows.get(index, _never_reported(index, rows)) for index in range(len(tests))]
+
+    def converse(self, driver: Driver, request: bytes, limits: Limits, seconds: float, most: int) -> list[bytes]:
+        """Send the driver its request, collect the lines of its answer within limits, and leave no process behind.
+
+        `seconds` is the longest time by the clock after the start, `most` the longest answer in bytes. Raises
+        `SandboxError` when the driver does not start.
+        """
+        text, compiled = driver.loader(sandbox_python(self.backend, self.python))
+        command = sandbox_command(self.backend, self.python, limits, text, self.mounts)
+        with _workplace(self.backend) as folder:
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                cwd=folder, env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}, start_new_session=True,
+            )  # fmt: skip
+            try:
+                stdout, stderr = _exchange(process, compiled + request, STARTUP_S + seconds, most)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                for stream in (process.stdin, process.stdout, process.stderr):
+                    if stream is not None:
+                        stream.close()
+        lines = stdout.split(b"\n")
+        if lines[0] != READY:
+            said = stderr.decode(errors="replace").strip()[-600:] or f"nothing; exit code {process.returncode}"
+            raise SandboxError(
+                f"the sandbox did not start; {Path(command[0]).name} said: {said}. It needs unprivileged user namespaces "
+                "(sysctl kernel.unprivileged_userns_clone=1, or a container that allows them); without them only "
+                "--env.sandbox_backend=process works, which has limits and no walls"
+            )
+        return lines[1:]
 
 
 def run_program(source: str, stdin: str, limits: Limits | None = None) -> Outcome:
@@ -178,11 +225,6 @@ def call_function(
     return Sandbox().call_function(source, name, argument_lists, limits)
 
 
-@functools.cache
-def _driver_source() -> str:
-    return DRIVER.read_text(encoding="utf-8")
-
-
 @contextlib.contextmanager
 def _workplace(backend: Backend) -> Iterator[str]:
     """Working directory of the outer process; bubblewrap brings its own."""
@@ -191,38 +233,6 @@ def _workplace(backend: Backend) -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory(prefix="modal-eval-") as folder:
         yield folder
-
-
-def converse(sandbox: Sandbox, driver: str, request: bytes, limits: Limits, seconds: float, most: int) -> list[bytes]:
-    """Send the driver its request, collect the lines of its answer within limits, and leave no process behind.
-
-    `seconds` is the longest time by the clock after the start, `most` the longest answer in bytes. Raises
-    `SandboxError` when the driver does not start.
-    """
-    command = sandbox_command(sandbox.backend, sandbox.python, limits, driver, sandbox.mounts)
-    with _workplace(sandbox.backend) as folder:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            cwd=folder, env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}, start_new_session=True,
-        )  # fmt: skip
-        try:
-            stdout, stderr = _exchange(process, request, STARTUP_S + seconds, most)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            for stream in (process.stdin, process.stdout, process.stderr):
-                if stream is not None:
-                    stream.close()
-    lines = stdout.split(b"\n")
-    if lines[0] != b'{"ready": true}':
-        said = stderr.decode(errors="replace").strip()[-600:] or f"nothing; exit code {process.returncode}"
-        raise SandboxError(
-            f"the sandbox did not start; {Path(command[0]).name} said: {said}. It needs unprivileged user namespaces "
-            "(sysctl kernel.unprivileged_userns_clone=1, or a container that allows them); without them only "
-            "--env.sandbox_backend=process works, which has limits and no walls"
-        )
-    return lines[1:]
 
 
 def _exchange(process: subprocess.Popen[bytes], request: bytes, seconds: float, most: int) -> tuple[bytes, bytes]:

@@ -14,7 +14,6 @@ import json
 import marshal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 MAX_ITEMS = 1_000_000
@@ -33,14 +32,15 @@ SELF_EQUAL = "equals everything"
 OWN_EQUALITY = "has an equality of its own"
 
 
-@dataclass(frozen=True, slots=True)
 class Foreign:
     """A value that is no plain data: the name of its type, and its elements where it is an iterator or a view."""
 
-    type_name: str
-    items: tuple[Any, ...] | None = None
-    forged: str | None = None
-    """Why its equality cannot be trusted."""
+    __slots__ = ("forged", "items", "type_name")
+
+    def __init__(self, type_name: str, items: tuple[Any, ...] | None = None, forged: str | None = None) -> None:
+        self.type_name = type_name
+        self.items = items
+        self.forged = forged  # why its equality cannot be trusted
 
     def __iter__(self) -> Iterator[Any]:
         if self.items is None:

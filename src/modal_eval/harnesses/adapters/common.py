@@ -294,6 +294,14 @@ def digest_of_file(path: Path) -> str:
         return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
 
 
+def digest_of_files(folder: Path, files: Iterable[Path]) -> str:
+    """Of contents and names below `folder`, in whichever order they come."""
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+    return f"sha256:{digest.hexdigest()}"
+
+
 def digest_of_module(name: str) -> str | None:
     """Identity of an environment's code: all Python files of its module."""
     spec = importlib.util.find_spec(name)
@@ -302,10 +310,7 @@ def digest_of_module(name: str) -> str | None:
     origin = Path(spec.origin)
     if origin.name != "__init__.py":
         return digest_of_file(origin)
-    digest = hashlib.sha256()
-    for file in sorted(origin.parent.rglob("*.py")):
-        digest.update(file.relative_to(origin.parent).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
-    return f"sha256:{digest.hexdigest()}"
+    return digest_of_files(origin.parent, origin.parent.rglob("*.py"))
 
 
 def describe_data(job: Job, backend: Backend) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import concurrent.futures
 import functools
 import json
 import multiprocessing
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from modal_eval.harnesses.adapters.common import (
     Job,
     Outcome,
     SetupError,
-    digest_of_file,
+    digest_of_files,
     fault,
 )
 from modal_eval.harnesses.adapters.evalplus_oracle import (
@@ -42,7 +41,6 @@ from modal_eval.harnesses.adapters.evalplus_oracle import (
 from modal_eval.harnesses.adapters.evalplus_prompts import FORMATS, PromptFormat, read_completion, request_for
 from modal_eval.harnesses.adapters.evalplus_sanitize import Extracted, extract
 from modal_eval.harnesses.adapters.evalplus_scoring import Scored, Scorer
-from modal_eval.scoring.sandbox import BACKENDS
 
 BENCHMARKS: dict[str, tuple[Dataset, bool]] = {
     "humaneval": ("humaneval", False),
@@ -51,6 +49,7 @@ BENCHMARKS: dict[str, tuple[Dataset, bool]] = {
     "mbpp_plus": ("mbpp", True),
 }
 """The data, and whether the score counts the plus tests: a sample then has to pass base and plus tests both."""
+FOLDER = Path(__file__).parent
 SANITIZE_S = 120.0
 """EvalPlus tries every pair of lines of an answer; past this many seconds a very long answer is scored as it stands."""
 
@@ -82,10 +81,6 @@ class EvalPlusBackend:
         backend = arguments.pop("sandbox_backend", "local")
         if self.format not in FORMATS:
             raise SetupError(f"prompt_format={self.format!r} does not exist; there are {', '.join(FORMATS)}")
-        if backend not in BACKENDS:
-            raise SetupError(
-                f"sandbox_backend={backend!r} cannot score EvalPlus's tests; there are {', '.join(BACKENDS)}"
-            )
         if arguments:
             raise SetupError(
                 f"{job.env_id} does not take env_args {sorted(arguments)}; it knows data_files, version, mini, prompt_format, "
@@ -95,10 +90,10 @@ class EvalPlusBackend:
         self.examples = [self._example(number, task) for number, task in enumerate(tasks)]
         self.version = evalplus_version()
         self.environment_version = self.data["version"]
-        self.environment_sha256 = digest_of_file(Path(__file__))
+        self.environment_sha256 = digest_of_files(FOLDER, FOLDER.glob("evalplus_*.py"))
         self.data = {**self.data, "prompt_format": self.format}
         self.sandbox = evalplus_sandbox(backend)
-        self._workers = job.scoring_workers or os.cpu_count() or 1
+        self._workers = job.scoring_workers or self.sandbox.at_once
 
     def _example(self, number: int, task: Task) -> Example:
         request = request_for(task, self.format)
@@ -133,6 +128,7 @@ class EvalPlusBackend:
             for process in list((self._sanitizers._processes or {}).values()):  # one may sit in an endless answer
                 process.kill()
             self._sanitizers.shutdown(wait=True, cancel_futures=True)
+            await asyncio.to_thread(self.sandbox.close)
 
     async def run_one(self, position: int, rollout: int, calls: CallLog) -> Outcome:
         task, example = self.tasks[position], self.examples[position]

@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from modal_eval import paths
+from modal_eval.errors import SandboxError
 from modal_eval.harnesses.adapters.common import SetupError
 from modal_eval.scoring import values
-from modal_eval.scoring.battery import Group, GroupOutcome, driver_source, run_battery
-from modal_eval.scoring.sandbox import Backend, Limits, Sandbox
+from modal_eval.scoring.battery import DRIVER, Group, GroupOutcome, run_battery
+from modal_eval.scoring.choice import make_sandbox
+from modal_eval.scoring.sandbox import Limits, Sandbox
 
 Dataset = Literal["humaneval", "mbpp"]
 VERSIONS = {"humaneval": "v0.1.10", "mbpp": "v0.2.0"}
@@ -120,12 +122,17 @@ def evalplus_version() -> str:
     return importlib.metadata.version("evalplus")
 
 
-def evalplus_sandbox(backend: Backend) -> Sandbox:
+def evalplus_sandbox(backend: str) -> Sandbox:
     """The sandbox with this environment's interpreter and packages: EvalPlus's samples may import numpy."""
+    installed = sorted(f"{each.name}=={each.version}" for each in importlib.metadata.distributions())
     real = Path(sys.executable).resolve()
     packages = sysconfig.get_path("purelib")
     mounts = (sysconfig.get_config_var("installed_base") or str(real.parents[1]), packages)
-    return Sandbox(backend, python=str(real), mounts=tuple(dict.fromkeys(mounts)), site=(packages,))
+    here = Sandbox("local", python=str(real), mounts=tuple(dict.fromkeys(mounts)), site=(packages,))
+    try:
+        return make_sandbox(backend, here, installed)
+    except SandboxError as error:
+        raise SetupError(str(error)) from error
 
 
 def read_oracle(task: Task, sandbox: Sandbox) -> Oracle:
@@ -169,7 +176,7 @@ def oracle_path(task: Task, inputs: dict[str, list[str]], sandbox: Sandbox) -> P
         task.reference,
         task.entry_point,
         inputs,
-        driver_source(),
+        DRIVER.source(),
         sys.version,
         platform.node(),
         sandbox.backend,

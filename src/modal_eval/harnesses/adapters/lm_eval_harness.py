@@ -77,6 +77,7 @@ class Generating:
 
     async def close(self) -> None:
         await self._asker.close()
+        await asyncio.to_thread(self._loaded.code_eval.close)
 
     async def run_one(self, position: int, rollout: int, calls: CallLog) -> Outcome:
         began = time.monotonic()

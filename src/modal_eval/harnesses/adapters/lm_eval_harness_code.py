@@ -8,7 +8,6 @@ last test, and says so with a word that is made for it; and when the same progra
 from __future__ import annotations
 
 import ast
-import os
 import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +16,11 @@ from typing import Any
 
 import evaluate
 
+from modal_eval.errors import SandboxError
 from modal_eval.harnesses.adapters.common import SetupError
 from modal_eval.metrics import pass_at_k
-from modal_eval.scoring.sandbox import BACKENDS, Limits, Sandbox
+from modal_eval.scoring.choice import make_sandbox
+from modal_eval.scoring.sandbox import Limits
 
 Program = tuple[str, str]
 """(what the model wrote, the tests)."""
@@ -31,10 +32,11 @@ class CodeEval:
     """The metric `code_eval`: pass@k over programs that are run in the sandbox."""
 
     def __init__(self, backend: str, workers: int | None) -> None:
-        if backend not in BACKENDS:
-            raise SetupError(f"sandbox_backend={backend!r} does not exist; there are {', '.join(BACKENDS)}")
-        self._sandbox = Sandbox(backend)
-        self._workers = workers or os.cpu_count() or 1
+        try:
+            self._sandbox = make_sandbox(backend)
+        except SandboxError as error:
+            raise SetupError(str(error)) from error
+        self._workers = workers or self._sandbox.at_once
         self._verdicts: dict[Program, bool | Exception] = {}
         self._noted: dict[Program, None] | None = None
         self.loaded = False
@@ -79,6 +81,10 @@ class CodeEval:
         if isinstance(verdict, Exception):
             raise verdict
         return verdict
+
+    def close(self) -> None:
+        """Give back what the sandbox holds elsewhere."""
+        self._sandbox.close()
 
     def _try(self, program: Program) -> bool | Exception:
         try:

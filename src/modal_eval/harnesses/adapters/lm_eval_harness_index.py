@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.metadata
+import logging
 import os
 import pickle
 import sys
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval.tasks import TaskManager
+
+logger = logging.getLogger("modal_eval.harness")
 
 
 def task_manager(folders: list[str]) -> Any:
@@ -31,13 +33,19 @@ def remembered_defaults() -> Any:
     are read again.
     """
     path = Path(sys.prefix) / f".modal-eval-tasks-{release()}.pickle"
-    with contextlib.suppress(Exception):
+    try:
         return pickle.loads(path.read_bytes())  # noqa: S301 - as trusted as the packages beside it
+    except FileNotFoundError:
+        pass
+    except Exception as error:  # noqa: BLE001 - a cut off pickle raises whatever its bytes happen to spell
+        logger.warning("%s cannot be read (%s: %s); lm-eval's tasks are read anew", path, type(error).__name__, error)
     manager = TaskManager()
-    with contextlib.suppress(Exception):
-        partial = path.with_suffix(f".{os.getpid()}")
+    partial = path.with_suffix(f".{os.getpid()}")
+    try:
         partial.write_bytes(pickle.dumps(manager))
         partial.replace(path)
+    except OSError as error:
+        logger.warning("%s cannot be written (%s); the next run reads lm-eval's tasks anew", path, error.strerror)
     return manager
 
 

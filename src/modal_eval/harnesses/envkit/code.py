@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal, InvalidOperation
 from typing import Any, TypeVar
 
-from modal_eval.scoring.modal_sandbox import SAMPLES, ModalSandbox
-from modal_eval.scoring.sandbox import BACKENDS, Sandbox
+from modal_eval.scoring.choice import make_sandbox
+from modal_eval.scoring.sandbox import Sandbox
 
 Result = TypeVar("Result")
 FENCE = re.compile(r"```[^\n]*\n(.*?)```", re.DOTALL)
@@ -20,28 +19,11 @@ ROW_INFO = "modal_eval_info"
 """Key of verifiers' state whose content the adapter adds to the row's `info`."""
 
 
-def make_sandbox(backend: str) -> Sandbox:
-    """The sandbox of that name, after it has run a program: without one there is no score, so nothing is generated.
-
-    `local` is bubblewrap on this machine, `modal` Modal Sandboxes, `process` limits without walls: for code that you trust.
-    """
-    if backend == "modal":
-        sandbox: Sandbox = ModalSandbox()
-    elif backend in BACKENDS:
-        sandbox = Sandbox(backend)
-    else:
-        raise ValueError(
-            f"sandbox_backend={backend!r} is not there; use 'local' (bubblewrap), 'modal' (Modal Sandboxes), or 'process' "
-            "for limits without walls"
-        )
+def checked_sandbox(backend: str) -> Sandbox:
+    """The sandbox of that name, after it has run a program: without one there is no score, so nothing is generated."""
+    sandbox = make_sandbox(backend)
     sandbox.check()
     return sandbox
-
-
-def close_sandbox(sandbox: Sandbox) -> None:
-    """Give back what the sandbox holds elsewhere."""
-    if isinstance(sandbox, ModalSandbox):
-        sandbox.close()
 
 
 def extract_code(text: str) -> str:
@@ -71,15 +53,14 @@ class Slots:
 _SLOTS: dict[tuple[int, str], Slots] = {}
 
 
-async def in_sandbox(work: Callable[[], Result], backend: str = "local", *, alone: bool = False) -> Result:
-    """Run blocking `work` in a thread: one per processor here, as many as a container takes on Modal.
+async def in_sandbox(work: Callable[[], Result], sandbox: Sandbox, *, alone: bool = False) -> Result:
+    """Run blocking `work` of `sandbox` in a thread, as many at a time as it takes.
 
-    With `alone` nothing else of this evaluation runs in the sandbox meanwhile.
+    With `alone` nothing else of this evaluation runs in a sandbox of its kind meanwhile.
     """
-    count = SAMPLES if backend == "modal" else os.cpu_count() or 1
-    key = (id(asyncio.get_running_loop()), backend)
+    key = (id(asyncio.get_running_loop()), sandbox.backend)
     if key not in _SLOTS:
-        _SLOTS[key] = Slots(count)
+        _SLOTS[key] = Slots(sandbox.at_once)
     return await _SLOTS[key].run(work, alone=alone)
 
 

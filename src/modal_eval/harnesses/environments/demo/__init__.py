@@ -20,7 +20,7 @@ from typing import Any
 
 import verifiers as vf
 
-from modal_eval.harnesses.envkit.code import ROW_INFO, close_sandbox, in_sandbox, make_sandbox, same_value
+from modal_eval.harnesses.envkit.code import ROW_INFO, checked_sandbox, in_sandbox, same_value
 from modal_eval.harnesses.envkit.data import Data, Row, make_dataset
 from modal_eval.scoring.sandbox import Limits, Sandbox
 
@@ -37,7 +37,7 @@ def load_environment(kinds: Sequence[str] = KINDS, sandbox_backend: str = "local
     if unknown := set(kinds) - set(KINDS):
         raise ValueError(f"kinds={sorted(unknown)} do not exist; there are {', '.join(KINDS)}")
     rows = [row for row in all_rows() if row["info"]["env_id"] in kinds]
-    sandbox = make_sandbox(sandbox_backend)
+    sandbox = checked_sandbox(sandbox_backend)
     data = Data(rows, {"source": "builtin", "path": "demo", "sha256": items_digest(), "rows": len(rows)})
     environment = vf.SingleTurnEnv(eval_dataset=make_dataset(data, lambda row: row), rubric=KindRubric(sandbox))
     environment.data_source = data.source
@@ -92,7 +92,7 @@ class KindRubric(vf.Rubric):
 
     async def teardown(self) -> None:
         await super().teardown()
-        close_sandbox(self.sandbox)
+        self.sandbox.close()
 
     async def score_rollout(self, state: Any) -> None:
         await super().score_rollout(state)
@@ -119,7 +119,7 @@ async def is_correct(text: str, info: Row, answer: str, sandbox: Sandbox) -> boo
         return FORMAT[info["item"]].check(text.strip())
     item = CODE[info["item"]]
     code = first_block(text)
-    return bool(code) and await in_sandbox(lambda: passes(item, code, sandbox), sandbox.backend)
+    return bool(code) and await in_sandbox(lambda: passes(item, code, sandbox), sandbox)
 
 
 def last_number(text: str) -> float | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import verifiers as vf
 
-from modal_eval.harnesses.envkit.code import ROW_INFO, close_sandbox, extract_code, make_sandbox
+from modal_eval.harnesses.envkit.code import ROW_INFO, checked_sandbox, extract_code
 from modal_eval.harnesses.envkit.data import Data, DataFiles, HubData, Row, load_data, make_dataset
 from modal_eval.scoring.sandbox import Sandbox
 
@@ -48,7 +48,7 @@ def load_environment(
     `timeout_per_test` is CPU time in seconds, where the official checker takes 6 by the clock."""
     if version not in VERSIONS:
         raise ValueError(f"version={version!r} does not exist; there are {', '.join(VERSIONS)}")
-    sandbox = make_sandbox(sandbox_backend)
+    sandbox = checked_sandbox(sandbox_backend)
     if not data_files and not (start_date or end_date):
         start_date, end_date = WINDOW
     hub = HubData(REPOSITORY, REVISION, files=VERSIONS[version], columns=COLUMNS)
@@ -76,7 +76,7 @@ class CodeRubric(vf.Rubric):
 
     async def teardown(self) -> None:
         await super().teardown()
-        close_sandbox(self.sandbox)
+        self.sandbox.close()
 
 
 def make_rubric(

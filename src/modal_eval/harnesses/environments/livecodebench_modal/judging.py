@@ -67,13 +67,11 @@ class Judgement:
 
 async def judge(problem: Problem, code: str, sandbox: Sandbox, limits: Limits) -> Judgement:
     """Run `code` on every test. Tests after a time-out have failed, unless the time-out is in doubt: see `SUSPICION`."""
-    outcomes = await in_sandbox(lambda: run_tests(problem, code, sandbox, limits, 0), sandbox.backend)
+    outcomes = await in_sandbox(lambda: run_tests(problem, code, sandbox, limits, 0), sandbox)
     retried = 0
     doubtful = first_doubtful(outcomes, limits)
     if doubtful is not None:
-        again = await in_sandbox(
-            lambda: run_tests(problem, code, sandbox, limits, doubtful), sandbox.backend, alone=True
-        )
+        again = await in_sandbox(lambda: run_tests(problem, code, sandbox, limits, doubtful), sandbox, alone=True)
         outcomes, retried = [*outcomes[:doubtful], *again], 1
     passed = [has_passed(problem, index, outcome) for index, outcome in enumerate(outcomes)]
     statuses = dict(Counter(str(outcome.status) for outcome in outcomes))
