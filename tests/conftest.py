@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.cli import Cli, prefect_server
+from tests.support.gpus import Machine, sleeper
 from tests.support.processes import Mark
 from tests.support.upstream import Upstream, upstream
 
@@ -37,3 +39,27 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def cli(tmp_path: Path, mark: Mark, prefect_api: str) -> Cli:
     """`modal-eval` with folders of its own; the test fails if it leaves a process behind."""
     return Cli(tmp_path, mark, prefect_api)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    """Eight GPUs of which only the driver is a stand-in, for processes that are given `machine.env(...)`."""
+    folder = tmp_path / "machine"
+    folder.mkdir()
+    return Machine(folder)
+
+
+@pytest.fixture
+def this_machine(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """The same GPUs, which this process sees too, by NVML and by `nvidia-smi`."""
+    machine.enter(monkeypatch)
+    return machine
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    """A process of no consequence."""
+    running = sleeper()
+    yield running
+    running.kill()
+    running.wait()

@@ -10,15 +10,11 @@ from typing import Any
 
 import pytest
 
-from modal_eval import serving
-from modal_eval.checkpoints import resolve_model
-from modal_eval.config.load import resolve
-from modal_eval.config.models import BenchmarkConfig, Overrides
 from tests.support.cli import Cli
 from tests.support.data import data_file
+from tests.support.llamacpp import MODEL, serving_llamacpp
 from tests.support.upstream import upstream
 
-MODEL = "SmolLM2-135M-Instruct"
 FILES = {
     "gsm8k": "gsm8k/test.jsonl",
     "math500": "math500/test.jsonl",
@@ -38,17 +34,9 @@ def jsonl(path: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def llamacpp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Base URL of a real server with a real model, which this module shares."""
-    folder = tmp_path_factory.mktemp("llamacpp")
     # One thread: with two, and anything else on the machine, it falls to a tenth of its speed.
-    asked = Overrides(infra={"engine": "llamacpp"}, eval={"max_concurrent": 5}, vllm={"extra_args": {"threads": 1}})
-    config = resolve(MODEL, BenchmarkConfig(env_id="gsm8k"), asked)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MODAL_EVAL_STATE_DIR", str(folder / "state"))
-        handle = serving.start_server(config, resolve_model(config), folder)
-        try:
-            yield handle.base_urls[0]
-        finally:
-            serving.stop_server(handle)
+    with serving_llamacpp(tmp_path_factory.mktemp("llamacpp"), at_once=5, threads=1) as url:
+        yield url
 
 
 def shortest(name: str, folder: Path) -> Path:

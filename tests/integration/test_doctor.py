@@ -2,18 +2,7 @@
 
 import json
 
-import pytest
-
-from tests.support.gpus import Machine
-
 SECRET = "hf_sesame_open_yourself"
-
-
-@pytest.fixture
-def machine(tmp_path):
-    folder = tmp_path / "machine"
-    folder.mkdir()
-    return Machine(folder)
 
 
 def found(cli, *arguments, expect=0):

@@ -15,15 +15,11 @@ from modal_eval.gpus import survey
 from modal_eval.gpus.lease import MARK_VARIABLE
 from modal_eval.processes import start_ticks
 from tests.support import gpus_machine
-from tests.support.gpus import Machine, sleeper
+from tests.support.gpus import sleeper
+from tests.support.processes import until
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVER = ROOT / "tests" / "support" / "gpus_server.py"
-
-
-@pytest.fixture
-def machine(tmp_path):
-    return Machine(tmp_path)
 
 
 @pytest.fixture(autouse=True)
@@ -67,13 +63,6 @@ def hold(machine, mark, count, then="import time; time.sleep(600)", **more):
 def end(process):
     process.kill()
     process.communicate()
-
-
-def until(condition, within=20.0):
-    deadline = time.monotonic() + within
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to that in time"
-        time.sleep(0.02)
 
 
 def command(machine, mark, *arguments, expect=0):

@@ -5,18 +5,15 @@ import json
 
 import pytest
 
-from modal_eval import serving
-from modal_eval.checkpoints import resolve_model
-from modal_eval.config.load import benchmark_files, load_benchmark, resolve
-from modal_eval.config.models import BenchmarkConfig, Overrides
+from modal_eval.config.load import benchmark_files, load_benchmark
 from modal_eval.errors import HarnessError
 from tests.support.cli import kill, repeated
 from tests.support.data import data_file
+from tests.support.llamacpp import MODEL, serving_llamacpp
 from tests.support.lm_eval_runs import job, run, run_job, shipped
 from tests.support.upstream import upstream
 
 pytestmark = pytest.mark.timeout(600)
-MODEL = "SmolLM2-135M-Instruct"
 DATA = {
     "gsm8k_4shot": "gsm8k", "gsm8k_8shot": "gsm8k", "gsm8k_cot_4shot": "gsm8k", "gsm8k_cot_8shot": "gsm8k",
     "minerva_math": "math", "hendrycks_math": "math", "math_qwen": "math", "ifeval_lm_eval": "ifeval",
@@ -27,16 +24,8 @@ DATA = {
 @pytest.fixture(scope="module")
 def llamacpp(tmp_path_factory):
     """Base URL of a real server that this module shares."""
-    folder = tmp_path_factory.mktemp("llamacpp")
-    asked = Overrides(infra={"engine": "llamacpp"}, eval={"max_concurrent": 2}, vllm={"extra_args": {"threads": 2}})
-    config = resolve(MODEL, BenchmarkConfig(env_id="gsm8k"), asked)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MODAL_EVAL_STATE_DIR", str(folder / "state"))
-        handle = serving.start_server(config, resolve_model(config), folder)
-        try:
-            yield handle.base_urls[0]
-        finally:
-            serving.stop_server(handle)
+    with serving_llamacpp(tmp_path_factory.mktemp("llamacpp"), at_once=2, threads=2) as url:
+        yield url
 
 
 def write_lines(path, rows):

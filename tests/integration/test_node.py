@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -17,16 +16,9 @@ from modal_eval.config.load import load_benchmark, resolve
 from modal_eval.config.models import Overrides
 from modal_eval.errors import GpuError, ServerError
 from modal_eval.processes import is_alive
-from tests.support.gpus import Machine
+from tests.support.processes import until
 
 MODEL = "SmolLM2-135M-Instruct"
-
-
-@pytest.fixture
-def machine(tmp_path):
-    folder = tmp_path / "machine"
-    folder.mkdir()
-    return Machine(folder)
 
 
 @pytest.fixture
@@ -35,15 +27,6 @@ def here(machine, monkeypatch, tmp_path):
     machine.enter(monkeypatch)
     monkeypatch.setenv("MODAL_EVAL_STATE_DIR", str(tmp_path / "state"))
     return machine
-
-
-def until(condition, within=60.0):
-    deadline = time.monotonic() + within
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def config(**vllm):
@@ -99,15 +82,13 @@ def test_a_replica_that_dies_is_started_again_so_often_and_no_more(here, tmp_pat
     try:
         (before,) = serving.leases()
         os.kill(before.server_pid, signal.SIGKILL)
-        assert until(lambda: not is_alive(before.server_pid, before.server_started))
-        assert until(
-            lambda: serving.server_exit(handle) is None and serving.leases()[0].server_pid != before.server_pid
-        )
+        until(lambda: not is_alive(before.server_pid, before.server_started))
+        until(lambda: serving.server_exit(handle) is None and serving.leases()[0].server_pid != before.server_pid)
         (after,) = serving.leases()
         assert after.url == before.url
         assert here.leased() == [0]
         os.kill(after.server_pid, signal.SIGKILL)
-        assert until(lambda: "killed by signal 9" in (serving.server_exit(handle) or ""))
+        until(lambda: "killed by signal 9" in (serving.server_exit(handle) or ""))
     finally:
         serving.stop_server(handle)
     assert here.leased() == []
@@ -147,7 +128,7 @@ def test_a_gpu_stays_leased_no_longer_than_its_server_when_everything_of_ours_is
     assert machine.leased() == [0]
     process.kill()
     process.communicate()
-    assert until(lambda: machine.leased() == [])
+    until(lambda: machine.leased() == [])
     cli("stop", "--all")
     assert list((cli.folder / "state" / "leases").glob("*.json")) == []
 

@@ -7,16 +7,12 @@ import signal
 
 import pytest
 
-from modal_eval import serving
-from modal_eval.checkpoints import resolve_model
-from modal_eval.config.load import resolve
-from modal_eval.config.models import BenchmarkConfig, Overrides
 from modal_eval.proxy import answered_rollouts
 from tests.support.cli import finished, kill
 from tests.support.data import data_file
+from tests.support.llamacpp import MODEL, serving_llamacpp
 from tests.support.relay import relay
 
-MODEL = "SmolLM2-135M-Instruct"
 IN_FLIGHT = 8
 KILLS = 10
 KEYS = [(example, rollout) for example in range(20) for rollout in range(4)]
@@ -29,19 +25,8 @@ def llamacpp(tmp_path_factory):
     It has one slot and no prefix cache, so an answer depends on its call alone: neighbours in a batch, and what of a
     prompt is cached, move the last bits of a logit, and with them a seeded answer.
     """
-    folder = tmp_path_factory.mktemp("llamacpp")
-    asked = Overrides(
-        infra={"engine": "llamacpp"}, eval={"max_concurrent": 1},
-        vllm={"prefix_caching": False, "extra_args": {"threads": 2}},
-    )  # fmt: skip
-    config = resolve(MODEL, BenchmarkConfig(env_id="gsm8k"), asked)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MODAL_EVAL_STATE_DIR", str(folder / "state"))
-        handle = serving.start_server(config, resolve_model(config), folder)
-        try:
-            yield handle.base_urls[0].removesuffix("/v1")
-        finally:
-            serving.stop_server(handle)
+    with serving_llamacpp(tmp_path_factory.mktemp("llamacpp"), at_once=1, threads=2, prefix_caching=False) as url:
+        yield url.removesuffix("/v1")
 
 
 def gsm8k(cli, url):

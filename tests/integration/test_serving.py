@@ -26,6 +26,7 @@ from modal_eval.errors import CheckpointError, ConfigError, ServerError
 from modal_eval.processes import is_alive, start_ticks
 from modal_eval.serving import llamacpp
 from modal_eval.serving.leases import lease_path, take_lease, write_lease
+from tests.support.processes import until
 
 MODEL = "SmolLM2-135M-Instruct"
 
@@ -45,15 +46,6 @@ def config(model=MODEL, **infra):
 def start(run_dir, **infra):
     wanted = config(**infra)
     return serving.start_server(wanted, resolve_model(wanted), run_dir)
-
-
-def until(condition, within=20.0):
-    deadline = time.monotonic() + within
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def test_a_real_server_answers_and_is_gone_after_the_stop(state):
@@ -166,7 +158,7 @@ def test_kill_9_of_the_holder_leaves_no_server_and_the_next_start_drops_its_leas
         (lease,) = serving.leases()
         assert serving.holder_alive(lease)
         holder.kill()
-    assert until(lambda: not is_alive(lease.server_pid, lease.server_started))
+    until(lambda: not is_alive(lease.server_pid, lease.server_started))
     assert not serving.holder_alive(lease)
     assert [one.lease_id for one in serving.sweep_dead()] == [lease.lease_id]
     assert serving.leases() == []
@@ -185,7 +177,7 @@ def test_a_lease_ends_a_server_from_another_process(state):
             check=True,
         )
         assert not is_alive(lease.server_pid, lease.server_started)
-        assert until(lambda: serving.server_exit(handle) is not None)
+        until(lambda: serving.server_exit(handle) is not None)
         assert "killed by signal 15" in serving.server_exit(handle)
     finally:
         serving.stop_server(handle)

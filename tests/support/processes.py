@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 MARK_VARIABLE = "MODAL_EVAL_TEST_MARK"
@@ -32,6 +33,14 @@ class Mark:
         while (left := self.processes()) and time.monotonic() < deadline:
             time.sleep(0.05)
         return left
+
+
+def until(condition: Callable[[], object], within: float = 60.0) -> None:
+    """Return once `condition` holds; fail the test where it does not within so many seconds."""
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline, f"it did not come to that within {within:g} s"
+        time.sleep(0.02)
 
 
 def pids() -> list[int]:

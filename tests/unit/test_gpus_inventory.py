@@ -8,23 +8,8 @@ from modal_eval.gpus.records import FREE_MIB, Gpu
 from modal_eval.gpus.rule import PATIENCE_S
 from modal_eval.gpus.zombies import IDLE_S
 from tests.support import gpus_machine
-from tests.support.gpus import Machine, sleeper
 
-
-@pytest.fixture
-def machine(tmp_path, monkeypatch):
-    """This process sees the stand-in's GPUs, both ways."""
-    made = Machine(tmp_path)
-    made.enter(monkeypatch)
-    return made
-
-
-@pytest.fixture
-def process():
-    running = sleeper()
-    yield running
-    running.kill()
-    running.wait()
+pytestmark = pytest.mark.usefixtures("this_machine")
 
 
 def ways(machine, way):

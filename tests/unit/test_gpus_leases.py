@@ -17,22 +17,9 @@ from modal_eval.gpus.records import Holder
 from modal_eval.gpus.zombies import end_ours
 from modal_eval.processes import start_ticks
 from tests.support import gpus_machine
-from tests.support.gpus import Machine, sleeper
+from tests.support.gpus import sleeper
 
-
-@pytest.fixture
-def machine(tmp_path, monkeypatch):
-    made = Machine(tmp_path)
-    made.enter(monkeypatch)
-    return made
-
-
-@pytest.fixture
-def process():
-    running = sleeper()
-    yield running
-    running.kill()
-    running.wait()
+pytestmark = pytest.mark.usefixtures("this_machine")
 
 
 def test_a_lease_holds_its_gpus_until_it_is_released(machine):
