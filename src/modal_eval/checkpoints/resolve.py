@@ -157,9 +157,33 @@ def loadable_files(path: Path) -> Iterator[Path]:
         yield from (Path(root) / name for name in names if Path(name).suffix in patterns)
 
 
+STEP = re.compile(r"(?:^|[_-])(?:step|checkpoint)[-_]?(\d+)")
+PLAIN_FOLDERS = {"hf", "checkpoints", "final"}
+"""Names of folders that say nothing of what stands in them."""
+
+
+def label(name: str) -> str:
+    """What people call a model: `{run}@{step}`, as far as its name says a step.
+
+    >>> label("s3://bucket/job/mixed_lr1e5_step40/")
+    'mixed_lr1e5@40'
+    >>> label("models/8b/hf/step-127120")
+    '8b@127120'
+    >>> label("Qwen/Qwen3-1.7B@main")
+    'Qwen/Qwen3-1.7B@main'
+    """
+    if "://" not in name and len(name.split("/")) <= 2:
+        leaf = name.rpartition("/")[2]
+        return f"{STEP.sub('', name)}@{found[1]}" if (found := STEP.search(leaf)) and found.start() else name
+    parts = [part for part in re.split(r"[/\\]+", name) if part and not part.endswith(":")]
+    step = STEP.search(parts[-1])
+    said = [STEP.sub("", part) for part in reversed(parts) if STEP.sub("", part) not in {*PLAIN_FOLDERS, ""}]
+    return f"{said[0] if said else parts[-1]}{f'@{step[1]}' if step else ''}"
+
+
 def step_and_stage(name: str) -> tuple[int | None, str | None]:
     """`run_step40` → (40, None), `step-127120` → (127120, None), `run_final` → (None, 'final')."""
     leaf = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
-    step = re.search(r"(?:^|[_-])(?:step|checkpoint)[-_]?(\d+)", leaf)
+    step = STEP.search(leaf)
     stage = re.search(r"[_-](final|sft|dpo|rl|base|instruct)$", leaf, re.IGNORECASE)
     return (int(step.group(1)) if step else None), (stage.group(1).lower() if stage else None)

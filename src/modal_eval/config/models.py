@@ -8,7 +8,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    SerializationInfo,
+    model_serializer,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from modal_eval.config.forms import unfilled
 
 
 class Section(BaseModel):
@@ -254,6 +267,24 @@ class Overrides(Section):
     eval: EvalConfig = EvalConfig()
     env: dict[str, Any] = {}
     """`--env.KEY=VALUE` is passed to the environment as `KEY`."""
+
+    @model_serializer(mode="plain")
+    def only_what_was_given(self, info: SerializationInfo) -> dict[str, Any]:
+        """Written out and read back, it still overrides nothing that was not given."""
+        given = {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
+        return {
+            name: value.model_dump(mode=info.mode, exclude_unset=True) if isinstance(value, BaseModel) else value
+            for name, value in given.items()
+        }
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        form = handler.resolve_ref_schema(schema)
+        for section in form["properties"].values():
+            unfilled(handler.resolve_ref_schema(section))
+        unfilled(form)
+        return schema
 
 
 class RunConfig(BenchmarkConfig):

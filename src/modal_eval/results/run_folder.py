@@ -140,7 +140,12 @@ def run_group(config: RunConfig) -> str:
 
 
 def fresh_run_dir(config: RunConfig) -> Path:
-    return paths.output_root() / run_group(config) / secrets.token_hex(4)
+    return folder_called(secrets.token_hex(4), config)
+
+
+def folder_called(run_id: str, config: RunConfig) -> Path:
+    """The folder of a run of `config` whose name is known beforehand."""
+    return paths.output_root() / run_group(config) / run_id
 
 
 def now() -> str:

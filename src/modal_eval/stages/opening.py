@@ -10,7 +10,7 @@ from modal_eval.config.load import load_benchmark, resolve
 from modal_eval.config.models import BenchmarkConfig, RunConfig
 from modal_eval.config.request import RunRequest
 from modal_eval.errors import ConfigError
-from modal_eval.results.run_folder import Run, fresh_run_dir, locked, refuse_other_identity
+from modal_eval.results.run_folder import Run, folder_called, fresh_run_dir, locked, refuse_other_identity
 
 
 def plan_run(request: RunRequest) -> Run:
@@ -20,6 +20,8 @@ def plan_run(request: RunRequest) -> Run:
     more examples), any other difference is refused by name.
     """
     run_dir = request.run_dir.expanduser() if request.run_dir else None
+    if run_dir is None and request.run_id:
+        run_dir = folder_called(request.run_id, _config(request, None))
     existing = Run.load(run_dir) if run_dir and (run_dir / paths.RUN_CONFIG).is_file() else None
     config = _config(request, existing)
     run = Run((run_dir or fresh_run_dir(config)).absolute(), config)
