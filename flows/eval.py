@@ -4,28 +4,51 @@ from typing import Any
 
 from prefect import flow
 
-from modal_eval.config.request import RunRequest
+from modal_eval import paths
+from modal_eval.config.models import Overrides
+from modal_eval.config.request import (
+    BenchmarkName,
+    ModelName,
+    NumExamples,
+    RepositoryName,
+    RunFolder,
+    RunRequest,
+    Settings,
+    TargetName,
+)
 from modal_eval.results.run_folder import locked
 from modal_eval.stages.opening import open_run
 from tasks.generation import generate, generation_owed, replay
-from tasks.naming import eval_run_name
+from tasks.naming import eval_run_name, run_id_of_flow_run, tag_flow_run, tags_of
 from tasks.preparation import prepare
-from tasks.publishing import push_to_hub
+from tasks.publishing import push_to_hub as push
 from tasks.reporting import report
 from tasks.scoring import score
 from tasks.serving import deploy_server, start_proxy, teardown
 
 
 @flow(name="eval", flow_run_name=eval_run_name)
-def eval(request: RunRequest) -> dict[str, Any]:  # noqa: A001 - `prefect deploy -n eval/…` matches the function's name
+def eval(  # noqa: A001 - `prefect deploy -n eval/…` matches the function's name
+    model: ModelName,
+    benchmark: BenchmarkName,
+    target: TargetName = None,
+    num_examples: NumExamples = None,
+    push_to_hub: RepositoryName = None,
+    run_dir: RunFolder = None,
+    overrides: Settings = Overrides(),  # noqa: B008 - frozen
+) -> dict[str, Any]:
     """Evaluate a model on a benchmark, or finish an interrupted run.
 
     Deploys the model, puts the proxy in front, generates, gives the server back, scores, reports and, if asked to,
     pushes the run to the Hugging Face Hub. Returns what `metadata.json` holds.
     """
-    run_dir = open_run(request)
+    request = RunRequest(
+        model=model, benchmark=benchmark, overrides=overrides, run_dir=run_dir, run_id=run_id_of_flow_run()
+    )
+    run_dir = open_run(request.with_settings(target=target, num_examples=num_examples))
+    tag_flow_run(tags_of(model, benchmark))
     with locked(run_dir):
-        prepare(run_dir)
+        prepare.with_options(refresh_cache=not (run_dir / paths.PREPARED).is_file())(run_dir)
         replay(run_dir)
         owed = generation_owed(run_dir)
         try:
@@ -36,6 +59,6 @@ def eval(request: RunRequest) -> dict[str, Any]:  # noqa: A001 - `prefect deploy
             teardown(run_dir)  # before scoring: a GPU that waits for scores is wasted money
         score(run_dir)
         summary = report(run_dir)
-        if request.push_to_hub:
-            push_to_hub(run_dir, request.push_to_hub, return_state=True)  # a failed push fails nothing else
+        if push_to_hub:
+            push(run_dir, push_to_hub, return_state=True)  # a failed push fails nothing else
     return summary

@@ -1,25 +1,54 @@
 """How runs are called in the Prefect UI, and which earlier results a task may use."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
-from prefect import runtime
+from prefect import get_client, runtime
 from prefect.context import TaskRunContext
 
-from modal_eval import paths
+from modal_eval.checkpoints.resolve import label, step_and_stage
+from modal_eval.config.load import split_revision
 from modal_eval.results.run_folder import Run
 from modal_eval.stages import preparing
 
+logger = logging.getLogger(__name__)
+
 
 def eval_run_name() -> str:
-    """`benchmark·model`, whether the run is new or resumed by its folder alone."""
-    request = runtime.flow_run.parameters.get("request")
-    get = request.get if isinstance(request, dict) else lambda key: getattr(request, key, None)
-    benchmark, model, run_dir = get("benchmark"), get("model"), get("run_dir")
-    if not (benchmark and model) and run_dir and (Path(run_dir) / paths.RUN_CONFIG).is_file():
-        held = Run.load(Path(run_dir)).config
-        benchmark, model = benchmark or held.name, model or held.model
-    return f"{Path(str(benchmark)).stem}·{model}"
+    """`benchmark·model@step`, from the parameters of the flow run."""
+    given = runtime.flow_run.parameters
+    return f"{Path(str(given.get('benchmark'))).stem}·{label(str(given.get('model')))}"
+
+
+def suite_run_name() -> str:
+    given = runtime.flow_run.parameters
+    return f"{given.get('suite')}·{label(str(given.get('model')))}"
+
+
+def run_id_of_flow_run() -> str:
+    """Eight random digits of the flow run's id: a retry, wherever it runs, has the folder that the first try had.
+
+    The last ones: the first are a clock in ids of version 7.
+    """
+    return str(runtime.flow_run.id).replace("-", "")[-8:]
+
+
+def tags_of(model: str, benchmark: str | None = None) -> set[str]:
+    """By what a run is found: its model, the model's stage where its name says one, and its benchmark."""
+    name, _ = split_revision(model)
+    stage = step_and_stage(name)[1]
+    found = {f"model:{label(name)}", f"stage:{stage}" if stage else "", f"benchmark:{benchmark}" if benchmark else ""}
+    return found - {""}
+
+
+def tag_flow_run(tags: set[str]) -> None:
+    """Add tags to the flow run that goes on. A Prefect server that does not answer costs the tags, not the run."""
+    try:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(runtime.flow_run.id, tags=sorted({*runtime.flow_run.tags, *tags}))
+    except Exception as error:  # noqa: BLE001 - whatever is wrong there, an evaluation does not need it
+        logger.warning("the flow run could not be tagged: %s: %s", type(error).__name__, error)
 
 
 def key_of_identity(context: TaskRunContext, parameters: dict[str, Any]) -> str | None:

@@ -172,13 +172,14 @@ def label(name: str) -> str:
     >>> label("Qwen/Qwen3-1.7B@main")
     'Qwen/Qwen3-1.7B@main'
     """
-    if "://" not in name and len(name.split("/")) <= 2:
-        leaf = name.rpartition("/")[2]
-        return f"{STEP.sub('', name)}@{found[1]}" if (found := STEP.search(leaf)) and found.start() else name
-    parts = [part for part in re.split(r"[/\\]+", name) if part and not part.endswith(":")]
-    step = STEP.search(parts[-1])
-    said = [STEP.sub("", part) for part in reversed(parts) if STEP.sub("", part) not in {*PLAIN_FOLDERS, ""}]
-    return f"{said[0] if said else parts[-1]}{f'@{step[1]}' if step else ''}"
+    parts = [part for part in re.split(r"[/\\]+", name) if part not in ("", ".", "..") and not part.endswith(":")]
+    step = STEP.search(parts[-1]) if parts else None
+    if step is None and "://" not in name and len(parts) <= 2 and not name.startswith(("/", ".", "~")):
+        return name
+    said = [rest for part in reversed(parts) if (rest := STEP.sub("", part)) not in {*PLAIN_FOLDERS, ""}]
+    if not said:
+        return parts[-1] if parts else name
+    return f"{said[0]}@{step[1]}" if step else said[0]
 
 
 def step_and_stage(name: str) -> tuple[int | None, str | None]:

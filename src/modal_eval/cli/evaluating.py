@@ -34,7 +34,13 @@ def evaluate(request: RunRequest, *, as_json: bool) -> int:
         serving.require_modal()  # a run to finish may need no server, and so no account
     api_url = configured_prefect()
     run_dir = open_run(request.model_copy(update={"run_dir": run.run_dir}))
-    request = request.model_copy(update={"run_dir": run_dir})
+    request = request.model_copy(
+        update={
+            "run_dir": run_dir,
+            "model": request.model or run.config.model,
+            "benchmark": request.benchmark or run.config.name,
+        }
+    )
     talk.print(Text.assemble((run.config.model, "bold"), " on ", (run.config.name, "bold")), soft_wrap=True)
     talk.print(f"run folder: {shown(run_dir)}", soft_wrap=True)
     with ExitStack() as stack:
@@ -67,10 +73,13 @@ def report_left(run_dir: Path) -> None:
             )
 
 
-def call(flow: Callable[[RunRequest], Any], request: RunRequest) -> dict[str, Any]:
+def call(flow: Callable[..., Any], request: RunRequest) -> dict[str, Any]:
     """Call the flow; every fault comes with the way on, and one without a name of ours is told where it stands."""
     try:
-        summary: dict[str, Any] = flow(request)
+        summary: dict[str, Any] = flow(
+            model=request.model, benchmark=request.benchmark, run_dir=request.run_dir, overrides=request.overrides,
+            push_to_hub=request.push_to_hub,
+        )  # fmt: skip
     except ConfigError:
         raise
     except ModalEvalError as error:
@@ -102,14 +111,14 @@ def report_push(request: RunRequest, run_dir: Path) -> None:
     )
 
 
-def load_flow(name: str, *, log_path: Path) -> Callable[[RunRequest], Any]:
+def load_flow(name: str, *, log_path: Path) -> Callable[..., Any]:
     """Import `flows/{name}.py` from the project root."""
     root = str(paths.project_root())
     if root not in sys.path:
         sys.path.insert(0, root)
     module = importlib.import_module(f"flows.{name}")
     log_to_file(log_path)
-    flow: Callable[[RunRequest], Any] = getattr(module, name)
+    flow: Callable[..., Any] = getattr(module, name)
     return flow
 
 
