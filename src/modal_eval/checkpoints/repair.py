@@ -24,16 +24,22 @@ def repaired(path: Path, shown: str | None = None) -> Path:
     Raises `CheckpointError` naming what cannot be repaired: a tensor that is nowhere, or two sets of weights of which
     either could be meant. What is merely missing is left for `check_folder` to name.
     """
+    weight_map = right_index(path, shown)
+    return path if weight_map is None else _linked(path, weight_map)
+
+
+def right_index(path: Path, shown: str | None = None) -> dict[str, str] | None:
+    """Tensor → file, where the folder's own index is wrong and its weights tell the right one; raises as `repaired` does."""
     if not (path / INDEX).is_file():
-        return path
+        return None
     named = read_index(path / INDEX)
     there = {file.name: tensors_in(file) for file in sorted(path.glob("*.safetensors"))}
     if all(tensor in there.get(file, ()) or is_tied(path, tensor) for tensor, file in named.items()):
-        return path
+        return None
     candidates = _candidates(named, there)
     whole = [files for files in candidates if not _lacking(path, named, there, files)]
     if len(whole) == 1:
-        return _linked(path, {tensor: file for file in whole[0] for tensor in there[file]})
+        return {tensor: file for file in whole[0] for tensor in there[file]}
     if len(whole) > 1:
         sets = " or ".join(f"{files[0]}{' …' if len(files) > 1 else ''}" for files in whole)
         raise CheckpointError(
@@ -47,7 +53,7 @@ def repaired(path: Path, shown: str | None = None) -> Path:
             f"{shown or path} cannot be repaired: {INDEX} names {min(named.values())}, which is not there, and "
             f"{candidates[0][0]} lacks {', '.join(lacking[:3])}{more}; copy it again"
         )
-    return path
+    return None
 
 
 def _candidates(named: Mapping[str, str], there: Mapping[str, set[str]]) -> list[list[str]]:

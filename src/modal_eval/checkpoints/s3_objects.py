@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
 from modal_eval.checkpoints.hub import WANTED_FILES
@@ -103,11 +103,23 @@ class Manifest:
         return {"kind": self.kind, "objects": [asdict(one) for one in self.objects]}
 
 
-def open_client() -> Any:
-    """boto3's S3 client, with its own settings but for retries, time limits and the number of connections."""
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How AWS is reached, where that is not what boto3 finds on this machine by itself."""
+
+    endpoint_url: str | None = None
+    region: str | None = None
+    profile: str | None = None
+    access_key_id: str | None = field(default=None, repr=False)
+    secret_access_key: str | None = field(default=None, repr=False)
+
+
+def open_client(service: Literal["s3", "sqs"] = "s3", access: Access | None = None) -> Any:
+    """A client of boto3, with its own settings but for `access`, retries, time limits and the number of connections."""
     import boto3  # slow to import, and only a model on S3 needs it
     from botocore.config import Config
 
+    access = access or Access()
     config = Config(
         max_pool_connections=CONNECTIONS,
         retries={"mode": "standard", "max_attempts": 6},
@@ -115,7 +127,13 @@ def open_client() -> Any:
         read_timeout=60,
         response_checksum_validation="when_required",  # of a range nobody has one; the whole file is checked here
     )
-    return boto3.session.Session().client("s3", config=config)
+    session = boto3.session.Session(
+        aws_access_key_id=access.access_key_id,
+        aws_secret_access_key=access.secret_access_key,
+        region_name=access.region,
+        profile_name=access.profile,
+    )
+    return session.client(service, endpoint_url=access.endpoint_url, config=config)
 
 
 def look(client: Any, address: Address, kind: Kind) -> Manifest:

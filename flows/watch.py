@@ -1,0 +1,16 @@
+"""New checkpoints on S3, announced as events that start their suites."""
+
+from prefect import flow
+
+from modal_eval.config.watch import WatchRequest
+from tasks.watching import announce_checkpoints
+
+
+@flow(name="watch")
+def watch(request: WatchRequest) -> dict[str, int]:
+    """Look for checkpoints that are new and whole, and send a `checkpoint.created` event for each.
+
+    Each content at an address is announced once, whatever restarts, duplicates and re-uploads there are. Returns how many
+    were announced, known, waited for, too old, or no checkpoint.
+    """
+    return announce_checkpoints(request)

@@ -1,0 +1,50 @@
+"""Watch, as Prefect sees it: one task that looks for as long as it was asked to."""
+
+import math
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from blocks.buckets import CheckpointBucket
+from modal_eval import paths
+from modal_eval.checkpoints.s3_objects import Access, Address, open_client
+from modal_eval.checkpoints.watching import Memory, Watcher
+from modal_eval.checkpoints.watching.sources import Queue
+from modal_eval.config.watch import WatchRequest
+from tasks.events import announce_checkpoint
+from tasks.retrying import is_retryable
+
+
+@task(
+    name="announce_checkpoints",
+    retries=3,
+    retry_delay_seconds=[5, 30, 60],
+    retry_condition_fn=is_retryable,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def announce_checkpoints(request: WatchRequest) -> dict[str, int]:
+    watcher = watcher_for(request)
+    watcher.run(math.inf if request.duration is None else request.duration, request.interval)
+    return dict(watcher.counts)
+
+
+def watcher_for(request: WatchRequest) -> Watcher:
+    """The watcher that `request` describes; secrets of its block stay in this process."""
+    told: dict[str, Any] = {"address": request.address, "queue_url": request.queue_url, "memory": request.memory}
+    access = Access()
+    if request.bucket:
+        block = CheckpointBucket.load(request.bucket)
+        told = {name: value or getattr(block, name) for name, value in told.items()}
+        access = block.access()
+    client = open_client("s3", access)
+    return Watcher(
+        client,
+        Address.of(told["address"]),
+        Memory.at(told["memory"] or str(paths.state_dir() / "watch"), client),
+        announce_checkpoint,
+        Queue(told["queue_url"], access) if told["queue_url"] else None,
+        request.settle,
+        math.inf if request.max_age is None else request.max_age,
+    )
