@@ -19,8 +19,9 @@ class Lease:
     """Who holds a server and how to stop it; on disk before anybody waits for the server."""
 
     lease_id: str
-    kind: Literal["process", "modal"]
-    """How the server is stopped: `process` is a process group on this host, `modal` an app on Modal."""
+    kind: Literal["process", "keeper", "modal"]
+    """How the server is stopped: `process` is a process group on this host, `keeper` a process here that has servers of its
+    own and ends them when no lease of theirs is live, `modal` an app on Modal."""
     run_dir: str
     host: str
     boot_id: str
@@ -38,9 +39,17 @@ class Lease:
     model: str = ""
     url: str = ""
     app: str = ""
-    """Name of the app on Modal; runs that share a server have a lease each."""
+    """Name of a server that runs may share, each with a lease of its own: of the app on Modal, or of what a keeper has
+    here."""
+    since: str = ""
+    """When the server began, where it is older than the lease; ISO 8601, UTC."""
+    gpus: int = 0
+    """GPUs of the server that are ours or paid by us."""
+    gpu: str = ""
+    """Their type, as Modal names it."""
     hour_price: float | None = None
-    """Price of the server for an hour, where `infra.gpu_hour_price` says it."""
+    """Price of all of them for an hour: what `infra.gpu_hour_price` says, else for Modal's an estimate."""
+    price_is_estimate: bool = False
     keep_s: float = 0.0
     """For so long the server outlives a run that gives it back; one that a dead run left behind is stopped."""
     kept: bool = False
@@ -64,6 +73,8 @@ class ServerHandle:
     """What the server says of itself: `version`, `model_root`, `max_model_len`, `chat_template_sha256`, where known."""
     app: str | None = None
     """Name of its app on Modal, if it is there."""
+    kept: str | None = None
+    """Name under which a keeper has it on this machine; `None` for a server that ends with its run."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
@@ -95,6 +106,15 @@ class PreparedModel:
     chat_template_sha256: str | None
     step: int | None = None
     stage: str | None = None
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), default=str, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        data = json.loads(text)
+        paths = {key: Path(data[key]) if data[key] else None for key in ("path", "chat_template")}
+        return cls(**{**data, **paths})
 
 
 @dataclass(frozen=True, slots=True)

@@ -211,5 +211,5 @@ def test_stop_leaves_a_live_server_alone_unless_it_is_named(cli, monkeypatch):
         assert json.loads(cli("stop", "-m", "org/other", "--json").stdout) == []
         assert server.poll() is None
         (stopped,) = json.loads(cli("stop", "-m", "org/model", "--json").stdout)
-        assert stopped["server_pid"] == server.pid
+        assert stopped["server"] == f"pid {server.pid}"
         assert server.wait(20) == -signal.SIGTERM

@@ -110,9 +110,9 @@ def test_a_server_to_be_kept_outlives_its_run_and_later_ones_until_its_deadline(
     assert events(modal, "tags", handle.app)[-1]["tags"]["holder"] == "kept"
     serving.stop_server(start(tmp_path / "second"))
     assert events(modal, "stop", handle.app) == []
-    assert serving.sweep_dead() == []
+    assert serving.clean().deeds == []
     write_lease(replace(kept, deadline=time.time() - 1))
-    assert [one.app for one in serving.sweep_dead()] == [handle.app]
+    assert [deed.server for deed in serving.clean().deeds] == [handle.app]
     assert len(events(modal, "deploy", handle.app)) == len(events(modal, "stop", handle.app)) == 1
 
 
@@ -164,7 +164,7 @@ def test_a_killed_runs_server_is_shown_and_stopped_by_hand(modal: Account, tmp_p
     lease = left_by_a_killed_run(tmp_path / "killed")
     (shown,) = json.loads(command("status", "--json").stdout)
     assert shown["app"] == lease.app
-    assert shown["holder"].startswith("dead")
+    assert shown["holder"] == "nobody: its holder is dead"
     assert lease.app in command("stop").stderr
     assert len(events(modal, "stop", lease.app)) == 1
     assert json.loads(command("status", "--json").stdout) == []
@@ -176,7 +176,8 @@ def test_an_app_whose_lease_is_gone_is_found_by_its_tags(modal: Account, tmp_pat
     (orphan,) = serving.orphans()
     assert (orphan.app, orphan.ours, orphan.may_stop) == (lease.app, True, True)
     assert orphan.serves(MODEL)
-    assert "no lease is left" in command("status").stdout
+    assert json.loads(command("status", "--json").stdout)[0]["holder"] == "nobody: no lease of it is left"
+    assert "`modal-eval stop` ends" in command("status").stderr
     assert lease.app in command("stop").stderr
     assert serving.orphans() == []
 
@@ -188,7 +189,7 @@ def test_another_machines_app_is_shown_and_left_alone_until_its_deadline(
     monkeypatch.setenv("MODAL_EVAL_STATE_DIR", str(tmp_path / "another-machine"))
     (orphan,) = serving.orphans()
     assert (orphan.app, orphan.ours, orphan.may_stop) == (theirs.app, False, False)
-    assert "another machine" in command("status").stdout
+    assert json.loads(command("status", "--json").stdout)[0]["holder"].startswith("another machine")
     command("stop", "--all")
     assert events(modal, "stop", theirs.app) == []
     modal_calls.set_tags(str(theirs.app), {"tool": "modal-eval", "owner": "them", "deadline": "1"})
@@ -218,7 +219,7 @@ def test_a_modal_that_is_silent_at_the_end_fails_no_run_and_the_next_sweep_stops
         os.kill(modal.pid, signal.SIGCONT)
     (lease,) = serving.leases()
     assert not serving.is_live(lease)
-    assert [one.app for one in serving.sweep_dead()] == [handle.app]
+    assert [deed.server for deed in serving.clean().deeds] == [handle.app]
     assert events(modal, "stop", handle.app) != []
     assert serving.leases() == []
 

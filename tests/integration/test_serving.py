@@ -160,7 +160,7 @@ def test_kill_9_of_the_holder_leaves_no_server_and_the_next_start_drops_its_leas
         holder.kill()
     until(lambda: not is_alive(lease.server_pid, lease.server_started))
     assert not serving.holder_alive(lease)
-    assert [one.lease_id for one in serving.sweep_dead()] == [lease.lease_id]
+    assert [deed.outcome for deed in serving.clean().deeds] == ["stopped"]
     assert serving.leases() == []
 
 
@@ -221,7 +221,7 @@ def test_the_benchmarks_template_is_used_for_a_file_that_brings_none(state, tmp_
 def test_a_lease_of_another_host_is_neither_swept_nor_stopped_from_here(tmp_path):
     lease = replace(take_lease(tmp_path, MODEL, "b2"), host="another-host", holder_pid=0)
     write_lease(lease)
-    assert serving.sweep_dead() == []
+    assert serving.clean().deeds == []
     assert serving.leases() == [lease]
     with pytest.raises(ServerError, match="runs on another-host; run `modal-eval stop` there"):
         serving.stop_lease(lease)

@@ -102,7 +102,7 @@ def test_kill_9_of_the_holder_while_vllm_loads_leaves_nothing_of_it(model_folder
         holder.kill()
     assert all_gone(tree)
     assert not is_alive(lease.server_pid, lease.server_started)
-    assert [one.lease_id for one in serving.sweep_dead()] == [lease.lease_id]
+    assert [deed.outcome for deed in serving.clean().deeds] == ["stopped"]
 
 
 def test_a_flag_that_vllm_does_not_know_is_told_in_its_own_words(model_folder, run_dir):

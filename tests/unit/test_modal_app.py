@@ -15,7 +15,8 @@ from modal_eval.errors import CheckpointError, ConfigError
 from modal_eval.harnesses.adapter_process import withheld
 from modal_eval.records import PreparedModel
 from modal_eval.serving import modal_keys, vllm
-from modal_eval.serving.modal_app import app_tags, plan
+from modal_eval.serving.modal_app import app_tags, plan, tagged_price
+from modal_eval.serving.prices import Price, estimate
 
 MODEL = PreparedModel("org/m-1.7B", "hub", None, "org/m-1.7B", "c0ffee", None, None, "none", None)
 
@@ -92,9 +93,10 @@ def test_the_flags_on_modal_are_the_local_servers():
 
 
 def test_tags_are_ones_that_modal_takes():
-    tags = app_tags("org/" + "m" * 99, "host with spaces-1-ab", 1e9)
+    tags = app_tags("org/" + "m" * 99, "host with spaces-1-ab", 1e9, Price(2, "A100-80GB"))
     check_tag_dict(tags)
     assert tags["deadline"] == "1000000000"
+    assert tagged_price(tags["gpus"]) == estimate("A100-80GB", 2)
 
 
 def test_a_key_is_made_once_and_private(state):
@@ -133,9 +135,10 @@ def test_a_setting_that_modal_cannot_have_is_refused_with_the_way_out(what):
     assert "\n" not in str(refused.value)
 
 
-def test_a_server_here_cannot_be_kept():
-    with pytest.raises(ConfigError, match="infra.keep=60 is for servers on Modal, and infra.target is 'local'"):
-        resolve("m", BenchmarkConfig(env_id="toy"), Overrides.model_validate({"infra": {"keep": 60}}))
+def test_an_endpoint_cannot_be_kept():
+    asked = {"infra": {"keep": 60, "target": "endpoint", "base_url": "http://127.0.0.1:9/v1"}}
+    with pytest.raises(ConfigError, match="infra.keep=60 is for servers that a run starts"):
+        resolve("m", BenchmarkConfig(env_id="toy"), Overrides.model_validate(asked))
 
 
 @pytest.mark.parametrize("given", [[], "[]", "", ["[]"]])

@@ -1,4 +1,4 @@
-"""`modal-eval deploy`: a server on Modal without a run."""
+"""`modal-eval deploy`: a server without a run, on Modal or here."""
 
 from __future__ import annotations
 
@@ -20,47 +20,51 @@ def command(
     *,
     model: Model,
     benchmark: Benchmark,
-    dry_run: Annotated[
-        bool, Parameter(name="--dry-run", help="Print the configuration; ask Modal for nothing.")
-    ] = False,
+    dry_run: Annotated[bool, Parameter(name="--dry-run", help="Print the configuration; start nothing.")] = False,
     json: Json = False,
     overrides: Settings = None,
 ) -> int:
-    """Deploy a model's server on Modal, as a benchmark configures it, and print its URL.
+    """Start a model's server as a benchmark configures it, on Modal unless `infra.target` is local or node, and print its
+    URL.
 
     Runs with the same model and server settings share it and do not stop it: `modal-eval stop` does, and after
     `infra.lifetime` whoever comes first. Without a call for `infra.scaledown_window` seconds Modal takes its GPU back; the
-    next call brings it again.
+    next call brings it again. A server of this machine has its GPU all the time.
     """
-    config = on_modal(model, benchmark, typed(overrides))
+    config = deployable(model, benchmark, typed(overrides))
     if dry_run:
         return show(config, as_json=json)
-    serving.require_modal()
+    on_modal = config.infra.target == "modal"
+    if on_modal:
+        serving.require_modal()
     prepared = resolve_model(config)
     lease = serving.deploy(config, prepared, say=lambda text: talk.print(text, soft_wrap=True))
     facts = {
         "app": lease.app, "url": f"{lease.url}/v1", "model": prepared.served_name, "revision": prepared.revision,
-        "key_file": str(serving.key_path(lease.app)), "deadline": lease.deadline,
+        "key_file": str(serving.key_path(lease.app)) if on_modal else None, "deadline": lease.deadline,
     }  # fmt: skip
     if json:
         print_json(facts)
         return EXIT_DONE
     data.print(facts["url"], soft_wrap=True)
+    needs = f"; calls need the key in {facts['key_file']}" if on_modal else ""
     talk.print(
-        f"{lease.app} serves {prepared.served_name} until {moment(lease.deadline)}; calls need the key in {facts['key_file']}.\n"
-        f"`modal-eval run -m {model} -b {benchmark} --infra.target=modal` uses it, `modal-eval stop -m {model}` ends it.",
+        f"{lease.app} serves {prepared.served_name} until {moment(lease.deadline or 0)}{needs}.\n"
+        f"`modal-eval run -m {model} -b {benchmark} --infra.target={config.infra.target}` with the same server settings uses "
+        f"it, `modal-eval stop -m {model}` ends it.",
         soft_wrap=True,
     )
     return EXIT_DONE
 
 
-def on_modal(model: str, benchmark: str, overrides: Overrides) -> RunConfig:
-    """The configuration with Modal as its target. Raises `ConfigError` when the command line names another one."""
+def deployable(model: str, benchmark: str, overrides: Overrides) -> RunConfig:
+    """The configuration, with Modal as its target unless the command line names another one.
+
+    Raises `ConfigError` for an endpoint, which is somebody else's.
+    """
     given = overrides.model_dump(exclude_unset=True)
-    if (target := given.setdefault("infra", {}).setdefault("target", "modal")) != "modal":
-        raise ConfigError(
-            f"infra.target={target}: `modal-eval deploy` is for Modal; a server elsewhere lives with its run"
-        )
+    if given.setdefault("infra", {}).setdefault("target", "modal") == "endpoint":
+        raise ConfigError("infra.target=endpoint: an endpoint runs already; deploy with modal, local or node")
     return resolve(model, load_benchmark(benchmark), Overrides.model_validate(given))
 
 
@@ -69,7 +73,8 @@ def show(config: RunConfig, *, as_json: bool) -> int:
         print_json(config.model_dump(mode="json"))
         return EXIT_DONE
     data.print_json(config.model_dump_json(include={"model", "infra", "vllm"}))
+    place = f"Modal ({config.infra.gpu})" if config.infra.target == "modal" else "this machine"
     data.print(
-        f"Would deploy vLLM with {config.model} on Modal ({config.infra.gpu}). Nothing was started.", soft_wrap=True
+        f"Would deploy {config.infra.engine} with {config.model} on {place}. Nothing was started.", soft_wrap=True
     )
     return EXIT_DONE

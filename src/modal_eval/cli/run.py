@@ -27,7 +27,7 @@ def command(
         bool, Parameter(name="--dry-run", help="Print the configuration and the plan; start nothing.")
     ] = False,
     keep: Annotated[
-        bool, Parameter(name="--keep", help="Leave a server on Modal deployed for an hour; infra.keep says how long.")
+        bool, Parameter(name="--keep", help="Leave the server to the next run for an hour; infra.keep says how long.")
     ] = False,
     json: Json = False,
     overrides: Settings = None,

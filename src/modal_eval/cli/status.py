@@ -1,8 +1,8 @@
-"""`modal-eval status`: which servers run, who holds them."""
+"""`modal-eval status`: which servers run, who holds them, until when, and what they cost."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,70 +14,96 @@ from modal_eval.cli.output import complain, data, print_json, talk
 from modal_eval.errors import EXIT_DONE, ServerError
 from modal_eval.records import Lease
 from modal_eval.results.run_folder import run_facts
+from modal_eval.serving import Server
+
+SHOWN = ("server", "where", "model", "benchmark", "age", "holder", "until", "cost_so_far", "url", "run_dir")
 
 
 def command(*, json: Json = False) -> int:
-    """Show the servers that modal-eval started, on this machine and on Modal, and who holds them."""
-    found = [describe(lease) for lease in serving.leases()] + [describe_orphan(one) for one in orphans()]
+    """Show the servers that modal-eval started, on this machine and on Modal: who holds each, until when, and what it
+    has cost so far at most.
+
+    The cost is by `infra.gpu_hour_price` where a run gave it, else for Modal's GPUs an estimate by their list prices, which
+    MODAL_EVAL_GPU_PRICES corrects (`H100=0.0011`, dollars a second); of one's own GPUs the hours are counted.
+    """
+    found = [describe(server) for server in serving.servers(found_on_modal())]
     if json:
         print_json(found)
     elif not found:
         talk.print("No server of ours is running.")
     else:
-        table = Table(
-            "server", "model", "benchmark", "since", "age", "cost", "holder", "url", "run", box=None, pad_edge=False
-        )
+        table = Table(*(name.removesuffix("_dir").replace("_", " ") for name in SHOWN), box=None, pad_edge=False)
         for one in found:
-            shown = ("server", "model", "benchmark", "created_at", "age", "cost", "holder", "url", "run_dir")
-            table.add_row(*(str(one[key] or "") for key in shown))
+            table.add_row(*(str(one[key] or "") for key in SHOWN))
         data.print(table)
+        if not all(one["holder_alive"] for one in found):
+            talk.print("`modal-eval stop` ends what nobody holds.")
     return EXIT_DONE
 
 
-def describe(lease: Lease) -> dict[str, Any]:
+def describe(server: Server) -> dict[str, Any]:
+    """One row; the table shows some of it, JSON all."""
+    benchmarks = {run_facts(Path(one))["benchmark"] for one in server.run_dirs} - {None}
     return {
-        "lease_id": lease.lease_id,
-        "server": lease.app or f"pid {lease.server_pid}",
-        "server_pid": lease.server_pid,
-        "app": lease.app or None,
-        "model": lease.model,
-        "benchmark": run_facts(Path(lease.run_dir))["benchmark"] if lease.run_dir else None,
-        "url": lease.url,
-        "created_at": lease.created_at,
-        "age": age(lease.created_at),
-        "deadline": lease.deadline,
-        "cost": cost(lease),
-        "holder": holder(lease),
-        "holder_alive": serving.is_live(lease),
-        "run_dir": lease.run_dir,
+        "server": server.name,
+        "where": server.where,
+        "pids": list(server.pids),
+        "app": server.app if server.on_modal else None,
+        "model": server.model,
+        "benchmark": ", ".join(sorted(benchmarks)) or None,
+        "url": server.url or None,
+        "created_at": server.created_at,
+        "age": age(server),
+        "age_s": round(server.age_s),
+        "deadline": server.deadline,
+        "until": until(server),
+        "gpus": server.price.gpus,
+        "gpu": server.price.gpu or None,
+        "gpu_hours": round(server.gpu_hours, 2),
+        "cost": None if server.cost is None else round(server.cost, 2),
+        "cost_is_estimate": server.price.is_estimate,
+        "cost_so_far": cost_so_far(server),
+        "holder": holders(server),
+        "holder_alive": server.live,
+        "run_dir": ", ".join(server.run_dirs) or None,
     }
 
 
-def age(created_at: str) -> str:
-    """How long ago, in hours and minutes."""
-    if not created_at:
+def age(server: Server) -> str:
+    """How long it is there, in hours and minutes."""
+    if not server.created_at:
         return ""
-    minutes = int((datetime.now(UTC) - datetime.fromisoformat(created_at)).total_seconds() // 60)
+    minutes = int(server.age_s // 60)
     return f"{minutes // 60}:{minutes % 60:02}"
 
 
-def cost(lease: Lease) -> float | None:
-    """What the server costs since the lease was taken, at most: Modal charges nothing while its GPU is given back."""
-    if lease.hour_price is None:
-        return None
-    held_s = (datetime.now(UTC) - datetime.fromisoformat(lease.created_at)).total_seconds()
-    return round(lease.hour_price * held_s / 3600, 2)
+def until(server: Server) -> str:
+    return moment(server.deadline) if server.deadline else "its run ends"
+
+
+def cost_so_far(server: Server) -> str:
+    """Money where a price is known, else the hours of GPUs; Modal charges for less when its GPU was given back."""
+    if server.cost is None:
+        return f"{server.gpu_hours:.2f} GPU-hours" if server.price.gpus else ""
+    at_most = "at most " if server.on_modal else ""
+    return f"{at_most}${server.cost:.2f}{' (estimate)' if server.price.is_estimate else ''}"
+
+
+def holders(server: Server) -> str:
+    """Who has a right to it."""
+    if not server.live:
+        return f"nobody: {server.why_not_live}"
+    if orphan := server.orphan:
+        return orphan.holder if orphan.ours else f"another machine: {orphan.holder}"
+    live = [one for one in server.leases if serving.is_live(one)] or server.leases
+    return ", ".join(dict.fromkeys(map(holder, live)))
 
 
 def holder(lease: Lease) -> str:
-    if not serving.is_live(lease):
-        return "dead: `modal-eval stop` ends it"
-    if lease.kept:
-        return f"kept until {moment(lease.deadline)}"
-    return f"pid {lease.holder_pid} on {lease.host}"
+    return "kept" if lease.kept else f"pid {lease.holder_pid} on {lease.host}"
 
 
-def orphans() -> list[serving.Orphan]:
+def found_on_modal() -> list[serving.Orphan]:
     """The apps on Modal that no lease here speaks of; where Modal cannot be asked, what is known here has to do."""
     if not serving.modal_configured():
         return []
@@ -88,18 +114,6 @@ def orphans() -> list[serving.Orphan]:
         return []
 
 
-def describe_orphan(one: serving.Orphan) -> dict[str, Any]:
-    if one.may_stop:
-        said = "no lease is left: `modal-eval stop` ends it"
-    else:
-        said = f"{one.holder} until {moment(one.deadline)}" if one.ours else f"another machine: {one.holder}"
-    return {
-        "lease_id": None, "server": one.app, "server_pid": None, "app": one.app, "model": one.model, "benchmark": None,
-        "url": None, "created_at": one.created_at, "age": age(one.created_at), "deadline": one.deadline, "cost": None, "holder": said,
-        "holder_alive": not one.may_stop, "run_dir": None,
-    }  # fmt: skip
-
-
-def moment(when: float | None) -> str:
+def moment(when: float) -> str:
     """A Unix time as people write it, where they are."""
-    return datetime.fromtimestamp(when).astimezone().isoformat(sep=" ", timespec="minutes") if when else "its end"
+    return datetime.fromtimestamp(when).astimezone().isoformat(sep=" ", timespec="minutes")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -9,8 +12,11 @@ from cyclopts import Parameter
 from modal_eval import serving
 from modal_eval.cli.options import Json
 from modal_eval.cli.output import complain, print_json, talk
-from modal_eval.cli.status import describe, describe_orphan, orphans
-from modal_eval.errors import EXIT_DONE, EXIT_FAILED, ServerError
+from modal_eval.cli.status import found_on_modal
+from modal_eval.errors import EXIT_DONE, EXIT_FAILED
+from modal_eval.records import Lease
+from modal_eval.results.run_folder import run_facts
+from modal_eval.serving import Cleaned, Server
 
 
 def command(
@@ -24,36 +30,42 @@ def command(
     all: Annotated[bool, Parameter(name="--all", help="Also servers whose run is still alive.")] = False,  # noqa: A002
     json: Json = False,
 ) -> int:
-    """Stop servers, here and on Modal: those of dead runs, those of a model or a benchmark that is named, or all.
+    """Stop servers, here and on Modal: those that nobody has a right to any more, those of a model or a benchmark that is
+    named, or all.
 
-    An app on Modal that another machine deployed is stopped once its deadline has passed, and no sooner.
+    Nobody has a right to a server whose run is dead or whose deadline has passed. An app on Modal that another machine
+    deployed is stopped once its deadline has passed, and no sooner.
     """
-    named = model is not None or benchmark is not None
-    stopped, faults = [], []
-    for lease in serving.leases():
-        one = describe(lease)
-        if one["holder_alive"] and not (all or named):
-            continue
-        if model not in (None, one["model"]) or benchmark not in (None, one["benchmark"]):
-            continue
-        try:
-            serving.stop_lease(lease)
-        except ServerError as error:  # the others are to be stopped all the same
-            faults.append(str(error))
-            continue
-        stopped.append(one)
-    for orphan in [] if benchmark or faults else orphans():
-        wanted = orphan.ours and orphan.serves(model) if model else orphan.may_stop or (all and orphan.ours)
-        if wanted:
-            serving.stop_orphan(orphan)
-            stopped.append(describe_orphan(orphan))
+    done = Cleaned()
+    if model or benchmark or all:
+        done = serving.stop_all(list(asked_for(serving.servers(found_on_modal()), model, benchmark)))
+    if not (model or benchmark):
+        dead = serving.clean()
+        done = Cleaned([*done.deeds, *dead.deeds], [*done.faults, *dead.faults])
     if json:
-        print_json(stopped)
-    elif not (stopped or faults):
+        print_json(done.rows())
+    elif not (done.deeds or done.faults):
         talk.print("Nothing to stop: no server of a dead run is left. `modal-eval stop --all` also ends live ones.")
-    for one in stopped:
-        whose = f" ({one['model']}) of {one['run_dir']}" if one["run_dir"] else ""
-        talk.print(f"Stopped server {one['server_pid'] or one['server']}{whose}", soft_wrap=True)
-    for fault in faults:
+    for deed in done.deeds:
+        if deed.outcome == "stopped":
+            talk.print(str(deed), soft_wrap=True)
+    for fault in done.faults:
         complain(fault)
-    return EXIT_FAILED if faults else EXIT_DONE
+    return EXIT_FAILED if done.faults else EXIT_DONE
+
+
+def asked_for(found: Sequence[Server], model: str | None, benchmark: str | None) -> Iterator[Server]:
+    """Those of `model` and `benchmark`, each with the leases that these name; all of ours where neither is given."""
+    for server in found:
+        if server.orphan:
+            if server.orphan.ours and not benchmark and (model is None or server.orphan.serves(model)):
+                yield server
+            continue
+        named = [one for one in server.leases if model in (None, one.model) and benchmark in (None, benchmark_of(one))]
+        left_alone = benchmark is not None or model not in (None, server.model)
+        if named or not left_alone:
+            yield replace(server, leases=tuple(named), processes=() if left_alone else server.processes)
+
+
+def benchmark_of(lease: Lease) -> str | None:
+    return run_facts(Path(lease.run_dir))["benchmark"] if lease.run_dir else None

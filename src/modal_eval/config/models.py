@@ -86,9 +86,10 @@ class InfraConfig(Section):
     secrets: Annotated[list[str], BeforeValidator(names_of)] = ["huggingface"]
     """Names of the Modal secrets that a server on Modal gets, such as one with `HF_TOKEN`; `[]` for none."""
     keep: Annotated[int, Field(ge=0)] = 0
-    """Seconds for which a server on Modal stays deployed after its run, for the next one; `--keep` is an hour."""
+    """Seconds for which the server stays after its run, for the next one that asks for the same; `--keep` is an hour."""
     lifetime: Annotated[int, Field(ge=60)] = 86400
-    """Longest life of a server on Modal, whoever holds it, in seconds; after it anybody may stop it."""
+    """Longest life of a server on Modal, whoever holds it, and of one here that `modal-eval deploy` started, in seconds;
+    after it anybody may stop it."""
 
 
 class VllmConfig(Section):
@@ -309,12 +310,11 @@ class RunConfig(BenchmarkConfig):
     @model_validator(mode="after")
     def check_modal(self) -> RunConfig:
         infra, vllm = self.infra, self.vllm
+        if infra.target == "endpoint" and infra.keep:
+            raise ValueError(
+                f"infra.keep={infra.keep} is for servers that a run starts, and an endpoint is somebody else's; drop it"
+            )
         if infra.target != "modal":
-            if infra.keep:
-                raise ValueError(
-                    f"infra.keep={infra.keep} is for servers on Modal, and infra.target is '{infra.target}': a server on "
-                    "this machine ends with its run; drop it, or add --infra.target=modal"
-                )
             return self
         if infra.engine != "vllm":
             raise ValueError(f"infra.engine={infra.engine} does not run on Modal; vLLM does: add --infra.engine=vllm")

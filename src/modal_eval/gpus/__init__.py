@@ -6,6 +6,7 @@ from modal_eval.gpus.lease import GpuLease
 from modal_eval.gpus.records import Gpu, GpuProcess, Holder
 from modal_eval.gpus.survey import Survey, survey
 from modal_eval.gpus.taking import take, try_take
+from modal_eval.gpus.zombies import end_ours as end_leftovers
 
 __all__ = [
     "Folder",
@@ -14,6 +15,7 @@ __all__ = [
     "GpuProcess",
     "Holder",
     "Survey",
+    "end_leftovers",
     "inventory",
     "survey",
     "take",

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Self
 
-from modal_eval.errors import GpuError
 from modal_eval.gpus.folder import Folder, write_text
 from modal_eval.gpus.records import Gpu, Holder
-from modal_eval.processes import start_ticks
 
 MARK_VARIABLE = "MODAL_EVAL_GPU_LEASE"
 """In the environment of every process below a server of ours: by it a leftover is known to be ours."""
@@ -84,17 +82,6 @@ class GpuLease:
             raise ValueError(f"{len(self._held)} GPUs cannot be divided into parts of {each}")
         held, self._held = self._held, []
         return [GpuLease(self._folder, self._holder, held[at : at + each]) for at in range(0, len(held), each)]
-
-    def hand_to(self, pid: int) -> None:
-        """Name another process as the holder: the keeper of a server that is to outlive this run.
-
-        That process has to have `fds` open. Raises `GpuError` when there is no such process.
-        """
-        started = start_ticks(pid)
-        if not started:
-            raise GpuError(f"the lease of GPU {', '.join(map(str, self.indices))} cannot go to pid {pid}: it has ended")
-        self._holder = replace(self._holder, pid=pid, started=started)
-        self._write()
 
     def release(self) -> None:
         """Give the GPUs back, as far as this process is concerned. May be called twice.

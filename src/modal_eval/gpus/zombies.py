@@ -28,18 +28,15 @@ GRACE_S = 10.0
 POLL_S = 0.05
 
 
-def end_ours(folder: Folder) -> list[int]:
+def end_ours(folder: Folder | None = None) -> list[int]:
     """End this user's processes whose lease has lost its holder; returns their pids."""
-    left = ours_left(folder)
+    left = ours_left(folder or Folder())
     end_processes(left)
     return sorted(left)
 
 
 def ours_left(folder: Folder) -> dict[int, float]:
-    """This user's processes with the mark of a lease of this folder whose holder is gone: starts by pid.
-
-    The holder is the process that took the lease, or the one that it was handed to.
-    """
+    """This user's processes with the mark of a lease of this folder whose holder is gone: starts by pid."""
     marked = list(marked_processes(folder))
     if not marked:
         return {}

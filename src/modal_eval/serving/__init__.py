@@ -1,16 +1,21 @@
 """Model servers: start, ready, stop, with a lease on disk before anybody waits."""
 
-from modal_eval.serving.ending import stop_lease, sweep_dead
+from modal_eval.serving.cleaning import Cleaned, Deed, clean, stop_all, stop_lease
 from modal_eval.serving.endpoint import endpoint_key
 from modal_eval.serving.leases import holder_alive, is_live, leases
 from modal_eval.serving.modal_calls import configured as modal_configured
 from modal_eval.serving.modal_calls import require_account as require_modal
 from modal_eval.serving.modal_keys import key_path
-from modal_eval.serving.modal_servers import Orphan, deploy, orphans, stop_orphan
-from modal_eval.serving.server import server_exit, start_server, stop_server
+from modal_eval.serving.modal_servers import Orphan, orphans, stop_orphan
+from modal_eval.serving.server import deploy, server_exit, start_server, stop_server
+from modal_eval.serving.servers import Server, servers
 
 __all__ = [
+    "Cleaned",
+    "Deed",
     "Orphan",
+    "Server",
+    "clean",
     "deploy",
     "endpoint_key",
     "holder_alive",
@@ -21,9 +26,10 @@ __all__ = [
     "orphans",
     "require_modal",
     "server_exit",
+    "servers",
     "start_server",
+    "stop_all",
     "stop_lease",
     "stop_orphan",
     "stop_server",
-    "sweep_dead",
 ]

@@ -13,15 +13,20 @@ import time
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, Literal
 
 from modal_eval import paths
-from modal_eval.config.models import RunConfig
 from modal_eval.processes import boot_id, is_alive, start_ticks
 from modal_eval.records import Lease
+from modal_eval.serving.prices import UNKNOWN, Price
 
 
 def new_lease_id() -> str:
     return secrets.token_hex(6)
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def take_lease(
@@ -29,15 +34,17 @@ def take_lease(
     model: str,
     lease_id: str,
     *,
+    kind: Literal["process", "keeper", "modal"] = "process",
     app: str = "",
+    since: str = "",
     deadline: float | None = None,
-    hour_price: float | None = None,
     keep_s: float = 0.0,
+    price: Price = UNKNOWN,
 ) -> Lease:
-    """Write the lease of a server that is about to be started: of `app` on Modal, otherwise of a process here."""
+    """Write the lease of a server that is about to be started, or of a share in the one that is called `app`."""
     lease = Lease(
         lease_id=lease_id,
-        kind="modal" if app else "process",
+        kind=kind,
         run_dir=str(run_dir or ""),
         host=socket.gethostname(),
         boot_id=boot_id(),
@@ -45,11 +52,15 @@ def take_lease(
         holder_started=start_ticks(os.getpid()),
         server_pid=0,
         server_started=0,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        created_at=now(),
         deadline=deadline,
         model=model,
         app=app,
-        hour_price=hour_price,
+        since=since,
+        gpus=price.gpus,
+        gpu=price.gpu,
+        hour_price=price.an_hour,
+        price_is_estimate=price.is_estimate,
         keep_s=keep_s,
     )
     write_lease(lease)
@@ -67,10 +78,14 @@ def lease_path(lease: Lease) -> Path:
 
 
 def write_lease(lease: Lease) -> None:
-    path = lease_path(lease)
+    write_whole(lease_path(lease), asdict(lease))
+
+
+def write_whole(path: Path, value: dict[str, Any]) -> None:
+    """Write JSON so that a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps(asdict(lease), indent=2), encoding="utf-8")
+    temporary.write_text(json.dumps(value, indent=2), encoding="utf-8")
     temporary.replace(path)
 
 
@@ -86,12 +101,6 @@ def read_lease(path: Path) -> Lease | None:
         return None
 
 
-def price_an_hour(config: RunConfig, gpus: int) -> float | None:
-    """What `gpus` GPUs cost an hour, where `infra.gpu_hour_price` says it of one."""
-    price = config.infra.gpu_hour_price
-    return None if price is None or config.infra.engine != "vllm" else price * gpus
-
-
 def lease_of(lease_id: str) -> Lease | None:
     return read_lease(paths.leases_dir() / f"{lease_id}.json")
 
@@ -104,7 +113,11 @@ def leases() -> list[Lease]:
 
 def family(lease_id: str) -> list[Lease]:
     """The leases of all replicas of one server: `ID`, `ID-1`, `ID-2` …"""
-    return [lease for lease in leases() if lease.lease_id.partition("-")[0] == lease_id]
+    return [lease for lease in leases() if family_of(lease) == lease_id]
+
+
+def family_of(lease: Lease) -> str:
+    return lease.lease_id.partition("-")[0]
 
 
 def holder_alive(lease: Lease) -> bool:
@@ -118,8 +131,13 @@ def holder_alive(lease: Lease) -> bool:
 
 
 def is_live(lease: Lease) -> bool:
-    """Whether somebody still has a right to the server: its holder, or whoever it is kept for."""
+    """Whether somebody still has a right to the server: its holder, or whoever it is kept for.
+
+    A share in what a keeper had here is worth nothing once that keeper has ended.
+    """
     if lease.deadline is not None and lease.deadline < time.time():
+        return False
+    if lease.kind == "keeper" and lease.host == socket.gethostname() and lease.server_pid and not server_alive(lease):
         return False
     return lease.kept or holder_alive(lease)
 

@@ -27,6 +27,7 @@ from modal_eval.config.models import Overrides, RunConfig
 from modal_eval.errors import ConfigError
 from modal_eval.records import PreparedModel
 from modal_eval.serving import modal_keys, vllm
+from modal_eval.serving.prices import Price, estimate
 
 if TYPE_CHECKING:
     import modal
@@ -95,12 +96,18 @@ class Plan:
         return f"{PREFIX}{slug}-{digest}"
 
 
-def app_tags(model: str, holder: str, deadline: float) -> dict[str, str]:
-    """What an app says of itself on Modal: whose it is, who holds it, and when anybody may stop it."""
+def app_tags(model: str, holder: str, deadline: float, price: Price) -> dict[str, str]:
+    """What an app says of itself on Modal: whose it is, who holds it, when anybody may stop it, and what GPUs it has."""
     return {
         "tool": "modal-eval", "owner": modal_keys.owner(), "model": tag(model), "holder": tag(holder),
-        "deadline": f"{deadline:.0f}",
+        "deadline": f"{deadline:.0f}", "gpus": tag(f"{price.gpus}.{price.gpu}"),
     }  # fmt: skip
+
+
+def tagged_price(text: str) -> Price:
+    """The GPUs that a tag of `app_tags` speaks of, with the price that they are estimated at."""
+    count, _, kind = text.partition(".")
+    return estimate(kind, int(count)) if count.isdecimal() else Price()
 
 
 def tag(text: str) -> str:
@@ -182,7 +189,9 @@ def app_for(serve: Callable[[], None]) -> modal.App:
     """The app around `serve`, for whoever is loading `deployments/modal_vllm.py`."""
     if (given := _wanted.get()) is None:
         wanted = plan_from_environment()
-        given = wanted, app_tags(wanted.model, "deployed", time.time() + wanted.lifetime_s)
+        kind, _, count = wanted.gpu.partition(":")
+        tags = app_tags(wanted.model, "deployed", time.time() + wanted.lifetime_s, Price(int(count or 1), kind))
+        given = wanted, tags
     return build(given[0], serve, given[1])
 
 

@@ -6,12 +6,10 @@ and the proxy's in a variable. It is in no command line, log, result or lease.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from modal_eval import paths
@@ -51,14 +49,6 @@ def key_variable(app: str) -> str:
     name = SERVER_KEY_PREFIX + hashlib.sha256(app.encode()).hexdigest()[:12].upper()
     os.environ[name] = key(app)
     return name
-
-
-@contextmanager
-def app_lock(app: str) -> Iterator[None]:
-    """Deploying, sharing and stopping one app happen one after the other, over all processes of this state."""
-    with (folder() / f"{app}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _kept(path: Path, make: Callable[[], str]) -> str:

@@ -19,7 +19,7 @@ from modal_eval.checkpoints.resolve import loadable_files
 from modal_eval.config.models import RunConfig
 from modal_eval.errors import ModalEvalError, ServerError
 from modal_eval.records import Lease, PreparedModel, ServerHandle
-from modal_eval.serving import modal_app, modal_calls, modal_keys
+from modal_eval.serving import modal_app, modal_calls, modal_keys, sharing
 from modal_eval.serving.endpoint import server_facts
 from modal_eval.serving.leases import (
     drop_lease,
@@ -27,11 +27,12 @@ from modal_eval.serving.leases import (
     lease_of,
     leases,
     new_lease_id,
-    price_an_hour,
     take_lease,
     write_lease,
 )
 from modal_eval.serving.modal_app import Plan
+from modal_eval.serving.prices import UNKNOWN, Price, price_of
+from modal_eval.serving.sharing import others_of
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def start(
 
     Raises `ServerError`; then the lease is gone, and the server, too, unless somebody else holds it.
     """
-    lease = acquire(wanted, model.model_id, run_dir, config.infra.keep, price_of(config), say=say)
+    lease = acquire(wanted, model.model_id, run_dir, config.infra.keep, price_on_modal(config), say=say)
     try:
         key_name = modal_keys.key_variable(lease.app)
         say(f"{lease.app} is at {lease.url}; its first answer takes minutes when its GPU is cold")
@@ -66,8 +67,8 @@ def start(
     return ServerHandle((f"{lease.url}/v1",), model.served_name, "vllm", lease.lease_id, key_name, facts, lease.app)
 
 
-def price_of(config: RunConfig) -> float | None:
-    return price_an_hour(config, config.vllm.replicas * config.vllm.tensor_parallel_size)
+def price_on_modal(config: RunConfig) -> Price:
+    return price_of(config, config.vllm.replicas * config.vllm.tensor_parallel_size)
 
 
 def acquire(
@@ -75,23 +76,26 @@ def acquire(
     model_id: str,
     run_dir: Path | None,
     keep_s: float = 0,
-    hour_price: float | None = None,
+    price: Price = UNKNOWN,
     *,
     say: Callable[[str], None],
 ) -> Lease:
     """A lease of the app of `wanted`, which is deployed when this returns."""
     name, deadline = wanted.name, time.time() + wanted.lifetime_s
-    with modal_keys.app_lock(name):
+    with sharing.lock(name):
         lease = take_lease(
-            run_dir, model_id, new_lease_id(), app=name, deadline=deadline, keep_s=keep_s, hour_price=hour_price
-        )
+            run_dir, model_id, new_lease_id(), kind="modal", app=name, since=sharing.beginning(name), deadline=deadline,
+            keep_s=keep_s, price=price,
+        )  # fmt: skip
         try:
             url = modal_calls.web_url(name, modal_app.FUNCTION)
         except BaseException:
             drop_lease(lease)
             raise
         try:
-            tags = modal_app.app_tags(wanted.model, f"{lease.host}-{lease.holder_pid}-{lease.lease_id}", deadline)
+            tags = modal_app.app_tags(
+                wanted.model, f"{lease.host}-{lease.holder_pid}-{lease.lease_id}", deadline, price
+            )
             if url and modal_keys.has_key(name):
                 say(f"{name} is deployed already and is shared")
                 _adopt(lease)
@@ -184,11 +188,6 @@ def _headers(url: str, lease: Lease, key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if httpx.URL(url).host == httpx.URL(lease.url).host else {}
 
 
-def others_of(lease: Lease) -> list[Lease]:
-    """The other leases of the same app."""
-    return [one for one in leases() if one.app == lease.app and one.lease_id != lease.lease_id]
-
-
 def finish(lease: Lease) -> None:
     """Give the server back as the run asked for: kept for the next one, or as `release` does.
 
@@ -199,9 +198,10 @@ def finish(lease: Lease) -> None:
         if not lease.keep_s:
             release(lease)
             return
-        kept = replace(lease, kept=True, deadline=time.time() + lease.keep_s)
-        write_lease(kept)
-        modal_calls.set_tags(lease.app, modal_app.app_tags(lease.model, "kept", kept.deadline or 0))
+        with sharing.lock(lease.app):
+            kept = sharing.keep(lease)
+            price = Price(lease.gpus, lease.gpu)
+            modal_calls.set_tags(lease.app, modal_app.app_tags(lease.model, "kept", kept.deadline or 0, price))
     except ServerError as error:
         logger.warning("%s stays for now: %s", lease.app, error)
         if not lease.keep_s:
@@ -213,25 +213,20 @@ def release(lease: Lease) -> None:
 
     Raises `ServerError` when Modal cannot be asked; the lease stays then, for the next run or `modal-eval stop`.
     """
-    with modal_keys.app_lock(lease.app):
-        _give_back(lease)
+    with sharing.lock(lease.app):
+        sharing.give_back(lease, _stop)
 
 
-def _give_back(lease: Lease) -> None:
-    others = others_of(lease)
-    if not any(is_live(one) for one in others):
-        modal_calls.stop(lease.app)
-        modal_keys.forget(lease.app)
-        for one in others:
-            drop_lease(one)
-    drop_lease(lease)
+def _stop(app: str) -> None:
+    modal_calls.stop(app)
+    modal_keys.forget(app)
 
 
 def _undo(lease: Lease, *, locked: bool = False) -> None:
     """Give back what did not come up; a Modal that cannot be asked any more hides no earlier fault."""
     try:
         if locked:
-            _give_back(lease)
+            sharing.give_back(lease, _stop)
         else:
             release(lease)
     except ServerError as error:
@@ -271,7 +266,7 @@ def deploy(config: RunConfig, model: PreparedModel, *, say: Callable[[str], None
     Returns once Modal names its URL, without waking a GPU. Raises `ServerError`.
     """
     wanted = modal_app.plan(config, model)
-    lease = replace(acquire(wanted, model.model_id, None, 0, price_of(config), say=say), kept=True)
+    lease = replace(acquire(wanted, model.model_id, None, 0, price_on_modal(config), say=say), kept=True)
     write_lease(lease)
     for other in others_of(lease):  # it is renewed, not doubled
         if other.kept:
@@ -291,6 +286,7 @@ class Orphan:
     holder: str
     ours: bool
     """Made by this user's state; another one's is only shown until its deadline has passed."""
+    price: Price = UNKNOWN
 
     def serves(self, model: str) -> bool:
         return self.model == modal_app.tag(model)
@@ -304,8 +300,8 @@ class Orphan:
 
 def orphans() -> list[Orphan]:
     """The apps on Modal that modal-eval deployed and that no lease here speaks of. Raises `ServerError`."""
-    known = {lease.app for lease in leases()}
     found = [app for app in modal_calls.live_apps(modal_app.PREFIX) if app.tags.get("tool") == "modal-eval"]
+    known = {lease.app for lease in leases()}  # looked at afterwards: an app is deployed after its lease is written
     return [
         Orphan(
             app.name,
@@ -314,14 +310,17 @@ def orphans() -> list[Orphan]:
             app.deadline,
             app.tags.get("holder", "nobody"),
             app.tags.get("owner") == modal_keys.owner(),
+            modal_app.tagged_price(app.tags.get("gpus", "")),
         )
         for app in found
         if app.name not in known
     ]
 
 
-def stop_orphan(orphan: Orphan) -> None:
-    """Stop an app that has no lease. Raises `ServerError` when Modal cannot be asked."""
-    with modal_keys.app_lock(orphan.app):
-        modal_calls.stop(orphan.app)
-        modal_keys.forget(orphan.app)
+def stop_orphan(orphan: Orphan) -> bool:
+    """Stop an app that has no lease; `False` when it has one by now. Raises `ServerError` when Modal cannot be asked."""
+    with sharing.lock(orphan.app):
+        if sharing.shares(orphan.app):
+            return False
+        _stop(orphan.app)
+        return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from modal_eval import gpus
 from modal_eval.config.models import RunConfig
@@ -12,12 +11,12 @@ from modal_eval.records import PreparedModel
 
 
 def lease_gpus(
-    config: RunConfig, model: PreparedModel, run_dir: Path, *, say: Callable[[str], None]
+    config: RunConfig, model: PreparedModel, run: str, *, say: Callable[[str], None]
 ) -> list[GpuLease | None]:
     """One lease a replica. Waits until there are GPUs for one replica, and takes as many of those asked for as are free.
 
-    `None` stands for a replica without a lease: everywhere but on a node, and for llama.cpp on a node without any GPU.
-    Raises `GpuError` when no wait would help, or after `infra.gpu_wait` seconds.
+    `run` is what others are told of the holder. `None` stands for a replica without a lease: everywhere but on a node, and
+    for llama.cpp on a node without any GPU. Raises `GpuError` when no wait would help, or after `infra.gpu_wait` seconds.
     """
     if config.infra.target != "node":
         return [None] * config.vllm.replicas
@@ -28,7 +27,7 @@ def lease_gpus(
     wanted = len(there) if config.vllm.data_parallel_size == "auto" else config.vllm.replicas * each
     lease = gpus.take(
         each,
-        run=str(run_dir),
+        run=run,
         what=f"{config.infra.engine} {model.model_id}",
         up_to=wanted,
         timeout=config.infra.gpu_wait,
@@ -36,6 +35,13 @@ def lease_gpus(
     )
     say(f"leased GPU {', '.join(map(str, lease.indices))}")
     return list(lease.split(each))
+
+
+def gpus_of(config: RunConfig, lease: GpuLease | None) -> int:
+    """How many GPUs one replica has: those of its lease, else those that vLLM is told to use."""
+    if lease:
+        return len(lease.indices)
+    return config.vllm.tensor_parallel_size if config.infra.engine == "vllm" else 0
 
 
 def release(leases: Sequence[GpuLease | None]) -> None:
