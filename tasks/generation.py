@@ -6,7 +6,9 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE, CacheKeyFnPolicy
 
 from modal_eval.proxy import Proxy
+from modal_eval.results.run_folder import Run
 from modal_eval.stages import generating, scoring
+from tasks.artifacts import key_of, progress_shown
 from tasks.naming import key_of_identity
 from tasks.retrying import is_retryable
 
@@ -32,4 +34,6 @@ def replay(run_dir: Path) -> int:
     result_serializer="json",
 )
 def generate(run_dir: Path, proxy: Proxy | None) -> dict[str, int]:
-    return generating.generate(run_dir, proxy)
+    config = Run.load(run_dir).config
+    with progress_shown(run_dir, key_of("progress", config.name), f"rollouts of {config.name} by {config.model}"):
+        return generating.generate(run_dir, proxy)

@@ -1,6 +1,7 @@
 """How runs are called in the Prefect UI, and which earlier results a task may use."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +28,26 @@ def suite_run_name() -> str:
 
 
 def run_id_of_flow_run() -> str:
-    """Eight random digits of the flow run's id: a retry, wherever it runs, has the folder that the first try had.
+    """How the flow run's folder is called: a retry, wherever it runs, has the folder that the first try had."""
+    return run_id_of(runtime.flow_run.id)
 
-    The last ones: the first are a clock in ids of version 7.
-    """
-    return str(runtime.flow_run.id).replace("-", "")[-8:]
+
+def run_id_of(flow_run_id: Any) -> str:
+    """Eight random digits of an id: the last ones, because the first are a clock in ids of version 7."""
+    return str(flow_run_id).replace("-", "")[-8:]
 
 
 def tags_of(model: str, benchmark: str | None = None) -> set[str]:
     """By what a run is found: its model, the model's stage where its name says one, and its benchmark."""
     name, _ = split_revision(model)
     stage = step_and_stage(name)[1]
-    found = {f"model:{label(name)}", f"stage:{stage}" if stage else "", f"benchmark:{benchmark}" if benchmark else ""}
+    given = os.environ.get("MODAL_EVAL_TAGS", "").split(",")
+    found = {
+        *given,
+        f"model:{label(name)}",
+        f"stage:{stage}" if stage else "",
+        f"benchmark:{benchmark}" if benchmark else "",
+    }
     return found - {""}
 
 

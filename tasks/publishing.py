@@ -5,7 +5,9 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from modal_eval.results.run_folder import Run
 from modal_eval.stages import publishing
+from tasks.artifacts import key_of, publish_link
 from tasks.retrying import is_retryable
 
 
@@ -18,4 +20,6 @@ from tasks.retrying import is_retryable
     persist_result=False,
 )
 def push_to_hub(run_dir: Path, repo: str) -> str:
-    return publishing.push(run_dir, repo)
+    url = publishing.push(run_dir, repo)
+    publish_link(key_of("hub", Run.load(run_dir).config.name), url, repo, "the run on the Hugging Face Hub")
+    return url

@@ -1,23 +1,39 @@
-"""Report, as Prefect sees it: the numbers, and the artifact that the UI shows."""
+"""Report, as Prefect sees it: the numbers, and the artifacts that the UI shows."""
 
+import socket
 from pathlib import Path
 from typing import Any
 
 from prefect import task
-from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from modal_eval.reports.tables import markdown_report
+from modal_eval.reports.tables import markdown_report, score_lines
 from modal_eval.stages import reporting
+from modal_eval.stages.suites import outcome_of
+from tasks.artifacts import key_of, logs_of, publish
 
 
 @task(name="report", retries=1, retry_delay_seconds=1, cache_policy=NO_CACHE)
 def report(run_dir: Path) -> dict[str, Any]:
     summary = reporting.report(run_dir)
-    create_markdown_artifact(markdown_report(summary), key=artifact_key(summary), description=summary["model"])
+    benchmark, model = summary["benchmark"], summary["model"]
+    rows = [{"": name.strip(), "score ± stderr": score, "n": count} for name, score, count in score_lines(summary)]
+    outcome = {**outcome_of(summary, run_dir), "host": socket.gethostname()}
+    publish("table", key_of("result", benchmark), rows, f"{model} · {summary['status']}", outcome)
+    text = "\n\n".join([markdown_report(summary), where(run_dir, summary)])
+    publish("markdown", key_of("report", benchmark), text, model)
     return summary
 
 
-def artifact_key(summary: dict[str, Any]) -> str:
-    """One timeline of reports per benchmark in the UI."""
-    return "report-" + "".join(c if c.isalnum() else "-" for c in summary["benchmark"].lower())
+def where(run_dir: Path, summary: dict[str, Any]) -> str:
+    """Where everything is that a reader of the report may want to look at next."""
+    server = summary.get("server") or {}
+    lines = [
+        "### Where it is",
+        "",
+        f"* files: `{run_dir}` on {socket.gethostname()}",
+        f"* server: {server.get('engine', 'none was needed')} {server.get('version') or ''}".rstrip(),
+        *(f"* log: `{path}`" for path in logs_of(run_dir)),
+    ]
+    lines += ["", f"`modal-eval score {run_dir}` scores it again without a server."]
+    return "\n".join(lines)

@@ -13,7 +13,8 @@
     ├── HarnessError       the harness process failed as a whole
     ├── ScoringError       a score could not be computed; the rollout is unscored, never wrong
     │   └── SandboxError   the sandbox itself is missing or broken
-    └── HubError           the push to the Hub did not go through
+    ├── HubError           the push to the Hub did not go through
+    └── SuiteError         some benchmarks of a suite failed, or a gate found one that got worse
 
 Library code raises plain Python errors; `boundary` gives them a name where a stage begins and keeps the cause.
 A message says what happened, with the value, and then the way out.
@@ -97,6 +98,10 @@ class HubError(ModalEvalError):
     """The push to the Hub did not go through; the evaluation itself is unharmed."""
 
     retryable = True
+
+
+class SuiteError(ModalEvalError):
+    """Some benchmarks of a suite failed; the others have their numbers."""
 
 
 @contextmanager

@@ -18,6 +18,7 @@ SCORES = "scores"
 HARNESS_RESULTS = "harness_results.json"
 PUBLISHED = "published.json"
 LOCK = "run.lock"
+SUITE = "suite.json"
 
 
 def project_root() -> Path:

@@ -7,7 +7,7 @@ mapping replaces a mapping whole. What the benchmark's YAML says is read inside 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
@@ -67,8 +67,50 @@ class RunRequest(Section):
 
     def with_settings(self, *, target: Target | None, num_examples: int | None) -> Self:
         """The same request with the two settings that a flow's form names by themselves; `None` changes nothing."""
-        given = self.overrides.model_dump()
-        for section, key, value in (("infra", "target", target), ("eval", "num_examples", num_examples)):
-            if value is not None:
-                given.setdefault(section, {})[key] = value
-        return self.model_copy(update={"overrides": Overrides.model_validate(given)})
+        return self.model_copy(update={"overrides": with_settings(self.overrides, target, num_examples)})
+
+
+def with_settings(overrides: Overrides, target: Target | None, num_examples: int | None) -> Overrides:
+    """`overrides` with the two settings that a flow's form names by themselves; `None` changes nothing."""
+    given = overrides.model_dump()
+    for section, key, value in (("infra", "target", target), ("eval", "num_examples", num_examples)):
+        if value is not None:
+            given.setdefault(section, {})[key] = value
+    return Overrides.model_validate(given)
+
+
+SuiteName = Annotated[
+    str, Field(min_length=1, description="A file in `benchmark_configs/suites/`, or the path of a YAML file.")
+]
+Where = Literal["pools", "here"]
+Place = Annotated[
+    Where,
+    Field(
+        description="`pools` gives each benchmark's run to the workers of its deployment, `here` starts them on the machine "
+        "that the suite runs on."
+    ),
+]
+AtOnce = Annotated[int, Field(ge=1, description="Benchmarks that are worked on at a time.")]
+SuiteFolder = Annotated[
+    Path | None,
+    Field(
+        description="Folder of the suite's result; one that holds a suite is finished. Left out, the flow run's id names it."
+    ),
+]
+
+
+class SuiteRequest(Section):
+    """One model on every benchmark of a suite, or such a suite to finish."""
+
+    model: str
+    """As of a run."""
+    suite: str
+    """Name of a file in `benchmark_configs/suites/`, or the path of a YAML file."""
+    overrides: Overrides = Overrides()
+    """Settings of every benchmark; they win over the suite's."""
+    where: Where = "pools"
+    """Whether workers take the runs, or this machine."""
+    suite_dir: Path | None = None
+    """Folder of the suite; one that holds a suite is finished."""
+    suite_id: str | None = None
+    """Without a `suite_dir`, how the folder is called; left out, it gets a random name."""

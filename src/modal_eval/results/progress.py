@@ -108,6 +108,14 @@ class Progress:
         }
 
 
+def percent_done(run_dir: Path) -> float:
+    """Share of a run's rollouts that are generated, 0 to 100 with one decimal; 0 before anything is known."""
+    path = run_dir / paths.CHECKPOINT_META
+    meta = read_json(path) if path.is_file() else {}
+    total = meta.get("total_rollouts") or 0
+    return round(100.0 * meta.get("completed_rollouts", 0) / total, 1) if total else 0.0
+
+
 def stage_seconds(path: Path) -> dict[str, float]:
     """How long each stage took so far; other stages write it while a `Progress` lives."""
     found: dict[str, float] = read_json(path).get("stage_seconds", {}) if path.is_file() else {}
@@ -125,8 +133,11 @@ def timed(run_dir: Path, stage: str) -> Iterator[None]:
         note_stage(run_dir, stage, seconds=time.monotonic() - began)
 
 
-def note_stage(run_dir: Path, stage: str, *, seconds: float | None = None) -> None:
-    """Record that `stage` began, or how long it took, without touching the counts."""
+def note_stage(run_dir: Path, stage: str, *, seconds: float | None = None, note: str = "") -> None:
+    """Record that `stage` goes on, or how long it took, without touching the counts.
+
+    `note` says what it is at, such as who holds the GPUs that it waits for; it is forgotten with the next word.
+    """
     path = run_dir / paths.CHECKPOINT_META
     meta: dict[str, Any] = (
         read_json(path) if path.is_file() else {"checkpoint_version": CHECKPOINT_VERSION, "run_id": run_dir.name}
@@ -136,4 +147,7 @@ def note_stage(run_dir: Path, stage: str, *, seconds: float | None = None) -> No
     else:
         spent = meta.setdefault("stage_seconds", {})
         spent[stage] = round(spent.get(stage, 0.0) + seconds, 3)
+    meta.pop("note", None)
+    if note:
+        meta["note"] = note
     write_json(path, meta)

@@ -1,0 +1,59 @@
+"""One checkpoint on many benchmarks, side by side."""
+
+from typing import Any
+
+from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from modal_eval.config.models import Overrides
+from modal_eval.config.request import (
+    AtOnce,
+    ModelName,
+    NumExamples,
+    Place,
+    Settings,
+    SuiteFolder,
+    SuiteName,
+    SuiteRequest,
+    TargetName,
+    with_settings,
+)
+from modal_eval.stages.suites import Suite, give_back
+from tasks.naming import run_id_of_flow_run, suite_run_name, tag_flow_run, tags_of
+from tasks.suite import cancel_runs, evaluate_all, refuse_failures, report_suite
+
+
+@flow(
+    name="suite",
+    flow_run_name=suite_run_name,
+    task_runner=ThreadPoolTaskRunner(max_workers=64),
+    on_cancellation=[cancel_runs],
+)
+def suite(
+    model: ModelName,
+    suite: SuiteName,
+    target: TargetName = None,
+    num_examples: NumExamples = None,
+    where: Place = "pools",
+    at_once: AtOnce = 8,
+    suite_dir: SuiteFolder = None,
+    overrides: Settings = Overrides(),  # noqa: B008 - frozen
+) -> dict[str, Any]:
+    """Evaluate a model on every benchmark of a suite.
+
+    Benchmarks that need the same server share one. One that fails stops no other; then the suite fails at its end, and
+    a retry runs what is missing. Returns the table's rows.
+    """
+    request = SuiteRequest(
+        model=model, suite=suite, where=where, suite_dir=suite_dir, suite_id=run_id_of_flow_run(),
+        overrides=with_settings(overrides, target, num_examples),
+    )  # fmt: skip
+    opened = Suite.open(request)
+    tag_flow_run({*tags_of(model), f"suite:{opened.name}"})
+    try:
+        evaluate_all(opened, where, at_once)
+    finally:
+        give_back(opened)
+    result = report_suite(opened)
+    refuse_failures(opened)
+    return result

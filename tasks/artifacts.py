@@ -1,0 +1,104 @@
+"""What the Prefect UI shows of a run beside its tasks. Our own files hold all of it: a server that does not answer costs the
+picture, not the run."""
+
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect import get_client, runtime
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+
+from modal_eval import paths
+from modal_eval.results.progress import percent_done
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_INTERVAL_S = 5.0
+OUTCOME = "outcome"
+"""Key of an artifact's metadata that holds a run's outcome, for a suite that runs on another machine."""
+
+
+def key_of(*words: str) -> str:
+    """A key as Prefect takes it: small letters, digits and dashes; the same key makes one timeline in the UI."""
+    return "-".join("".join(c if c.isalnum() and c.isascii() else "-" for c in word.lower()) for word in words).strip(
+        "-"
+    )
+
+
+def publish(
+    kind: str, key: str, data: Any, description: str = "", outcome: dict[str, Any] | None = None
+) -> UUID | None:
+    """Make an artifact of the task run that goes on; `None` when the server does not take it."""
+    try:
+        artifact = ArtifactCreate(
+            type=kind,
+            key=key,
+            data=json.dumps(data) if kind == "table" else data,
+            description=description,
+            **({"metadata_": {OUTCOME: json.dumps(outcome)}} if outcome else {}),
+            flow_run_id=runtime.flow_run.id,
+            **({"task_run_id": runtime.task_run.id} if runtime.task_run.id else {}),
+        )
+        with get_client(sync_client=True) as client:
+            return client.create_artifact(artifact).id
+    except Exception as error:  # noqa: BLE001 - whatever is wrong there, an evaluation does not need it
+        logger.warning("the artifact %s is not in Prefect: %s: %s", key, type(error).__name__, error)
+        return None
+
+
+def publish_link(key: str, url: str, text: str, description: str = "") -> None:
+    publish("markdown", key, f"[{text}]({url})", description)
+
+
+@contextmanager
+def progress_shown(run_dir: Path, key: str, description: str) -> Iterator[None]:
+    """Show in the UI, every few seconds, how much of a run is generated while the block lasts."""
+    made = publish("progress", key, percent_done(run_dir), description)
+    over = threading.Event()
+    watching = threading.Thread(target=_follow, args=(made, run_dir, over), daemon=True)
+    if made:
+        watching.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if made:
+            watching.join()
+
+
+def _follow(artifact: UUID, run_dir: Path, over: threading.Event) -> None:
+    shown = -1.0
+    with get_client(sync_client=True) as client:
+        while True:
+            last = over.wait(PROGRESS_INTERVAL_S)
+            if (share := percent_done(run_dir)) != shown:
+                try:
+                    client.update_artifact(artifact, ArtifactUpdate(data=share))
+                    shown = share
+                except Exception as error:  # noqa: BLE001 - it is tried again with the next share
+                    logger.debug("progress is not in Prefect: %s", error)
+            if last:
+                return
+
+
+def outcome_of_flow_run(client: Any, flow_run_id: UUID) -> dict[str, Any] | None:
+    """What a run on another machine has published as its outcome; of several attempts the last."""
+    body = {
+        "artifacts": {"flow_run_id": {"any_": [str(flow_run_id)]}, "type": {"any_": ["table"]}},
+        "sort": "CREATED_DESC",
+    }
+    for one in client.request("POST", "/artifacts/filter", json=body).json():
+        if text := (one.get("metadata_") or {}).get(OUTCOME):
+            found: dict[str, Any] = json.loads(text)
+            return found
+    return None
+
+
+def logs_of(run_dir: Path) -> list[str]:
+    """Every log file that the run has written so far."""
+    return sorted(str(path) for path in paths.logs_dir(run_dir).glob("*.log"))
