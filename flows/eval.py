@@ -1,21 +1,13 @@
 """One evaluation, start to finish. Read this file first: every hop is one line."""
 
+from pathlib import Path
 from typing import Any
 
 from prefect import flow
 
 from modal_eval import paths
-from modal_eval.config.models import Overrides
-from modal_eval.config.request import (
-    BenchmarkName,
-    ModelName,
-    NumExamples,
-    RepositoryName,
-    RunFolder,
-    RunRequest,
-    Settings,
-    TargetName,
-)
+from modal_eval.config.models import Overrides, Target
+from modal_eval.config.request import BenchmarkName, ModelName, NumExamples, RepositoryName, RunRequest
 from modal_eval.results.run_folder import locked
 from modal_eval.stages.opening import open_run
 from tasks.generation import generate, generation_owed, replay
@@ -31,16 +23,26 @@ from tasks.serving import deploy_server, start_proxy, teardown
 def eval(  # noqa: A001 - `prefect deploy -n eval/…` matches the function's name
     model: ModelName,
     benchmark: BenchmarkName,
-    target: TargetName = None,
-    num_examples: NumExamples = None,
-    push_to_hub: RepositoryName = None,
-    run_dir: RunFolder = None,
-    overrides: Settings = Overrides(),  # noqa: B008 - frozen
+    target: Target | None = None,
+    num_examples: NumExamples | None = None,
+    push_to_hub: RepositoryName | None = None,
+    run_dir: Path | None = None,
+    overrides: Overrides = Overrides(),  # noqa: B008 - frozen
 ) -> dict[str, Any]:
     """Evaluate a model on a benchmark, or finish an interrupted run.
 
     Deploys the model, puts the proxy in front, generates, gives the server back, scores, reports and, if asked to,
     pushes the run to the Hugging Face Hub. Returns what `metadata.json` holds.
+
+    Args:
+        model: Hub id (with @revision if wanted), folder, GGUF file, s3://… address, or an endpoint's name.
+        benchmark: A name from `modal-eval benchmarks`, or the path of a YAML file.
+        target: Where the server runs, `infra.target`. Left out, as the benchmark's YAML says.
+        num_examples: Only the first N examples, `eval.num_examples`. Left out, as the benchmark's YAML says.
+        push_to_hub: Data-set repository `owner/name` that the finished run is pushed to, private if it is new.
+        run_dir: Folder of the run on the machine that works on it; one that holds a run is resumed. Left out, the flow
+            run's id names it, so that a retry goes on where the run was.
+        overrides: Any setting that differs from the benchmark's. What is left empty stays as the YAML says.
     """
     request = RunRequest(
         model=model, benchmark=benchmark, overrides=overrides, run_dir=run_dir, run_id=run_id_of_flow_run()

@@ -6,12 +6,15 @@ checkout where it likes.
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 from pathlib import Path
 
 from modal_eval.errors import ConfigError
 from modal_eval.paths import project_root
+
+logger = logging.getLogger("prefect.flow_runs")
 
 
 def enter(revision: str = "") -> dict[str, str]:
@@ -24,11 +27,14 @@ def enter(revision: str = "") -> dict[str, str]:
     root = project_root()
     here = revision_of(root)
     if revision and here and here != revision:
-        raise ConfigError(
+        message = (
             f"the deployment is of revision {revision[:12]} and the checkout on this machine, {root}, is at {here[:12]}; "
             f"`git -C {root} checkout {revision[:12]}` and start its worker again, or deploy anew: `prefect --no-prompt "
             "deploy --all`"
         )
+        # Prefect shows of a pull step that fails no word; this logger's lines it shows
+        logger.error(message, extra={"flow_run_id": os.environ.get("PREFECT__FLOW_RUN_ID")})
+        raise ConfigError(message)
     os.chdir(root)
     return {"directory": str(root)}
 

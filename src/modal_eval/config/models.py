@@ -260,7 +260,7 @@ class BenchmarkConfig(Section):
 
 
 class Overrides(Section):
-    """What the command line changes; only keys that were given count."""
+    """Settings that differ from the benchmark's; only those that are given count."""
 
     infra: InfraConfig = InfraConfig()
     vllm: VllmConfig = VllmConfig()

@@ -16,37 +16,15 @@ from modal_eval.config.models import Overrides, Section, Target
 REPOSITORY = r"[\w.-]+/[\w.-]+"
 """A repository of the Hub, `owner/name`."""
 
-ModelName = Annotated[
-    str,
-    Field(
-        min_length=1,
-        description="Hub id (with @revision if wanted), folder, GGUF file, s3://… address, or an endpoint's name.",
-    ),
-]
-BenchmarkName = Annotated[
-    str, Field(min_length=1, description="A name from `modal-eval benchmarks`, or the path of a YAML file.")
-]
-TargetName = Annotated[
-    Target | None, Field(description="Where the server runs: `infra.target`. Left out, as the benchmark's YAML says.")
-]
-NumExamples = Annotated[
-    Annotated[int, Field(ge=1)] | None,
-    Field(description="Only the first N examples: `eval.num_examples`. Left out, as the benchmark's YAML says."),
-]
-RepositoryName = Annotated[
-    Annotated[str, Field(pattern=f"^{REPOSITORY}$")] | None,
-    Field(description="Data-set repository `owner/name` that the finished run is pushed to, private if it is new."),
-]
-Settings = Annotated[
-    Overrides, Field(description="Any setting that differs from the benchmark's; what is left empty stays as it is.")
-]
-RunFolder = Annotated[
-    Path | None,
-    Field(
-        description="Folder of the run on the machine that works on it; one that holds a run is resumed. Left out, the "
-        "flow run's id names it, so that a retry goes on where the run was."
-    ),
-]
+# Types of parameters: what they mean stands in each flow's docstring, where Prefect's form takes it from.
+ModelName = Annotated[str, Field(min_length=1)]
+BenchmarkName = Annotated[str, Field(min_length=1)]
+SuiteName = Annotated[str, Field(min_length=1)]
+NumExamples = Annotated[int, Field(ge=1)]
+RepositoryName = Annotated[str, Field(pattern=f"^{REPOSITORY}$")]
+AtOnce = Annotated[int, Field(ge=1)]
+Where = Literal["pools", "here"]
+"""`pools` gives each benchmark's run to the workers of its deployment, `here` starts them on the machine of the suite."""
 
 
 class RunRequest(Section):
@@ -77,26 +55,6 @@ def with_settings(overrides: Overrides, target: Target | None, num_examples: int
         if value is not None:
             given.setdefault(section, {})[key] = value
     return Overrides.model_validate(given)
-
-
-SuiteName = Annotated[
-    str, Field(min_length=1, description="A file in `benchmark_configs/suites/`, or the path of a YAML file.")
-]
-Where = Literal["pools", "here"]
-Place = Annotated[
-    Where,
-    Field(
-        description="`pools` gives each benchmark's run to the workers of its deployment, `here` starts them on the machine "
-        "that the suite runs on."
-    ),
-]
-AtOnce = Annotated[int, Field(ge=1, description="Benchmarks that are worked on at a time.")]
-SuiteFolder = Annotated[
-    Path | None,
-    Field(
-        description="Folder of the suite's result; one that holds a suite is finished. Left out, the flow run's id names it."
-    ),
-]
 
 
 class SuiteRequest(Section):
