@@ -174,11 +174,24 @@ def harness_text(one: BenchmarkConfig) -> str:
 
 def cli_page() -> str:
     parts = [CLI_HEAD, help_block([])]
-    parts += [f"## `modal-eval {name}`\n\n{help_block([name])}" for name in COMMANDS]
+    parts += [f"## `modal-eval {name}`\n\n{help_block(name.split())}" for name in COMMANDS]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-COMMANDS = ("run", "resume", "score", "runs", "benchmarks", "deploy", "status", "stop", "gpus")
+COMMANDS = (
+    "run",
+    "resume",
+    "score",
+    "runs",
+    "benchmarks",
+    "deploy",
+    "status",
+    "stop",
+    "watch once",
+    "watch loop",
+    "watch serve",
+    "gpus",
+)
 
 
 def help_block(tokens: list[str]) -> str:

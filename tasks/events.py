@@ -16,12 +16,14 @@ A new checkpoint is this event, whichever way it was noticed:
 Every key of the payload is always there, so a trigger's template may name it. The id is made from address and content.
 """
 
+import functools
 from datetime import UTC, datetime
 from typing import Any
 
 import httpx
 from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_URL
 
 from modal_eval.checkpoints.watching import Announcement
 from modal_eval.errors import ModalEvalError
@@ -40,15 +42,21 @@ def announce_checkpoint(announcement: Announcement, maybe_sent: bool) -> None:
 
     The server hears an id once within five minutes; after that it is asked whether it has the event.
     """
+    client = _client(PREFECT_API_URL.value())
     try:
-        with get_client(sync_client=True) as client:
-            if not (maybe_sent and _is_there(client, announcement.id)):
-                client.request("POST", "/events", json=[event_of(announcement)])
+        if not (maybe_sent and _is_there(client, announcement.id)):
+            client.request("POST", "/events", json=[event_of(announcement)])
     except (httpx.HTTPError, PrefectHTTPStatusError) as error:
         raise EventNotSentError(
             f"the Prefect server did not take the event for {announcement.address} ({type(error).__name__}); check "
             "PREFECT_API_URL: what is not announced is sent with the next look"
         ) from error
+
+
+@functools.cache
+def _client(api_url: str) -> Any:
+    """One for all events to this server: making it costs more than an event."""
+    return get_client(sync_client=True).__enter__()
 
 
 def _is_there(client: Any, event_id: str) -> bool:

@@ -7,6 +7,8 @@ Commands are run as they stand, page by page, beside one real run of the demo, e
 * `modal-eval run … -b demo` is the run that all pages share, with fewer examples.
 * `make` starts from a bare clone and takes minutes: its target has to exist.
 * `modal-eval gpus` sees a stand-in for the driver: its `--reap` ends processes.
+* `modal-eval watch` finds a server of its own with an empty bucket; `watch serve` serves until it is ended: its options
+  have to parse.
 * `prefect server start` serves until it is ended: its options have to parse. So do those of `modal`, which needs an
   account; `modal-eval deploy` gets `--dry-run`.
 """
@@ -18,6 +20,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -25,6 +28,7 @@ import pytest
 from modal_eval import errors
 from modal_eval.harnesses.adapters import evalplus_oracle
 from modal_eval.scoring.sandbox import Limits
+from tests.support.aws import aws_server
 from tests.support.cli import TIMEOUT_S
 from tests.support.documents import Command, blocks, commands, links
 from tests.support.gpus import Machine
@@ -75,6 +79,8 @@ class Reader:
                 node.mkdir(exist_ok=True)
                 self.environment |= Machine(node).variables
                 self.run([sys.executable, "-m", "modal_eval.cli", "gpus", *words], command.exit_code)
+            case ["modal-eval", "watch", "serve", *words]:
+                self.run([sys.executable, "-m", "modal_eval.cli", "watch", "serve", *words, "--help"], 0)
             case ["modal-eval" | ".venv/bin/modal-eval", *words]:
                 self.run([sys.executable, "-m", "modal_eval.cli", *self.affordable(words)], command.exit_code)
             case words:
@@ -143,8 +149,12 @@ def folder_with_one_real_run(tmp_path_factory, prefect_api):
 def test_what_a_page_shows_works_when_it_is_typed(page, shared, tmp_path, mark, prefect_api):
     shutil.copytree(shared, tmp_path, dirs_exist_ok=True)
     reader = new_reader(tmp_path, mark, prefect_api)
-    with hub_server() as hub:
+    with hub_server() as hub, ExitStack() as stack:
         reader.environment |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "hf")}
+        if "modal-eval watch" in page.read_text():
+            aws = stack.enter_context(aws_server(tmp_path / "aws"))
+            aws.client().create_bucket(Bucket="my-bucket")
+            reader.environment |= aws.env
         reader.follow(page)
 
 
