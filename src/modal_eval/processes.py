@@ -190,6 +190,25 @@ def kill_group(pid: int, started: float, grace_s: float = 10.0) -> bool:
     return True
 
 
+def guardian_of(pid: int) -> tuple[int, float]:
+    """Pid and start of the guardian that `pid` has as its parent; zeros when it has none, or not any more."""
+    try:
+        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        ours = str(GUARDIAN).encode() in Path(f"/proc/{parent}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return 0, 0.0
+    return (parent, start_ticks(parent)) if ours else (0, 0.0)
+
+
+def wait_until_ended(processes: Iterable[tuple[int, float]], timeout: float) -> bool:
+    """Whether all of `processes`, by pid and start, have ended within `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    left = list(processes)
+    while (left := [one for one in left if is_alive(*one)]) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    return not left
+
+
 def _signal(processes: Mapping[int, float], number: signal.Signals) -> None:
     for pid, started in processes.items():
         if is_alive(pid, started):

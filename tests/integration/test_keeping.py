@@ -25,6 +25,7 @@ from modal_eval.processes import is_alive
 from modal_eval.records import ServerHandle
 from modal_eval.serving import keeping, sharing
 from modal_eval.serving.leases import write_lease
+from tests.support.cli import Cli
 from tests.support.gpus import Machine
 from tests.support.processes import Mark, until
 
@@ -205,7 +206,8 @@ def test_a_kept_replica_that_dies_is_started_again_by_its_keeper(here: Machine, 
     serving.stop_server(handle)
 
 
-def test_two_runs_of_the_command_use_one_kept_server_which_status_shows_and_stop_ends(cli, machine):
+def test_two_runs_of_the_command_use_one_kept_server_which_status_shows_and_stop_ends(cli: Cli, machine: Machine):
+    machine.set("count", "1")
     cli.env = machine.env(cli.env)
     words = ["-m", MODEL, "-b", "demo", "--infra.target=node", "--eval.num_examples=2", "--sampling.max_tokens=8"]
     cli("run", *words, "--run-dir", str(cli.run_dir), "--keep")
@@ -215,6 +217,9 @@ def test_two_runs_of_the_command_use_one_kept_server_which_status_shows_and_stop
     cli("run", *words, "--run-dir", str(cli.folder / "second"))
     log = (cli.folder / "second" / "logs" / "flow.log").read_text()
     assert f"{shown['server']} is running already and is shared" in log
+    waiting = cli("run", *words, "--vllm.seed=7", "--infra.gpu_wait=2", expect=1).stderr
+    told = f"starting the model server: waiting for a GPU, place 1 of 1 in the queue; GPU 0: the kept server {shown['server']}"
+    assert told in waiting, "who waits sees who holds what"
     assert "Nothing to stop" in cli("stop").stderr
     assert shown["server"] in cli("stop", "-m", MODEL).stderr
     assert json.loads(cli("status", "--json").stdout) == []

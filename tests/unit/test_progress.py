@@ -84,6 +84,13 @@ def test_a_resume_keeps_the_start_and_adds_up_the_seconds_of_each_stage(run):
     assert meta(run)["stage_seconds"] == {"deploy": 3.0, "generate": 3.0}
 
 
+def test_what_a_stage_is_at_is_forgotten_when_it_ends(run):
+    with timed(run.run_dir, "deploy"):
+        note_stage(run.run_dir, "deploy", note="waiting for a GPU")
+        assert meta(run)["note"] == "waiting for a GPU"
+    assert "note" not in meta(run)
+
+
 def test_a_stage_that_fails_is_timed_too(run):
     with pytest.raises(ValueError), timed(run.run_dir, "deploy"):
         int("no number")

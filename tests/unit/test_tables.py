@@ -83,6 +83,7 @@ def test_the_live_line_has_score_speed_faults_and_time_left():
 
 def test_a_stage_without_counts_is_told_by_its_name_alone():
     assert plain_line({"stage": "deploy"}) == "starting the model server"
+    assert plain_line({"stage": "deploy", "note": "GPU 0: [a run]"}) == "starting the model server: GPU 0: \\[a run]"
     assert plain_line({}) == "starting"
 
 

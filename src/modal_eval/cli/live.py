@@ -9,8 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from rich.console import Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 
 from modal_eval import paths
 from modal_eval.cli.output import talk
@@ -66,11 +69,12 @@ class LiveView:
             console=talk,
         )
         task = bar.add_task("starting", total=None, facts="")
-        with Live(bar, console=talk, refresh_per_second=4, transient=False):
+        with Live(bar, console=talk, refresh_per_second=4, transient=False) as view:
             ended = False
             while not ended:
                 ended = self._ended.wait(POLL_S)
                 if meta := self._read():
+                    view.update(shown(bar, "" if ended else str(meta.get("note") or "")))
                     bar.update(
                         task,
                         description=self._outcome if ended else stage_text(meta),
@@ -80,11 +84,12 @@ class LiveView:
                     )
 
     def _print_lines(self) -> None:
-        stage, printed = "", 0.0
+        told, printed = ("", ""), 0.0
         while not self._ended.wait(POLL_S):
             meta = self._read()
-            if meta and (meta.get("stage") != stage or time.monotonic() - printed >= PLAIN_LINE_EVERY_S):
-                stage, printed = meta.get("stage", ""), time.monotonic()
+            news = (str(meta.get("stage", "")), str(meta.get("note", "")))
+            if meta and (news != told or time.monotonic() - printed >= PLAIN_LINE_EVERY_S):
+                told, printed = news, time.monotonic()
                 talk.print(plain_line(meta), soft_wrap=True, markup=True)
 
     def _read(self) -> dict[str, Any]:
@@ -93,6 +98,11 @@ class LiveView:
         except (OSError, json.JSONDecodeError):
             return {}
         return found if isinstance(found, dict) else {}
+
+
+def shown(bar: Progress, note: str) -> RenderableType:
+    """The bar, and below it what the stage is at, such as who holds the GPUs that it waits for."""
+    return Group(bar, Text(note, "dim")) if note else bar
 
 
 def stage_text(meta: dict[str, Any]) -> str:
@@ -115,6 +125,8 @@ def facts_text(meta: dict[str, Any]) -> str:
 
 
 def plain_line(meta: dict[str, Any]) -> str:
+    if note := meta.get("note"):
+        return f"{stage_text(meta)}: {escape(str(note))}"
     if not meta.get("total_rollouts"):
         return stage_text(meta)
     return f"{stage_text(meta)}: {meta.get('completed_rollouts', 0)}/{meta['total_rollouts']} rollouts · {facts_text(meta)}"

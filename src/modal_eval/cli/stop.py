@@ -41,7 +41,7 @@ def command(
         done = serving.stop_all(list(asked_for(serving.servers(found_on_modal()), model, benchmark)))
     if not (model or benchmark):
         dead = serving.clean()
-        done = Cleaned([*done.deeds, *dead.deeds], [*done.faults, *dead.faults])
+        done = Cleaned([*done.deeds, *dead.deeds], dead.unseen)
     if json:
         print_json(done.rows())
     elif not (done.deeds or done.faults):

@@ -14,10 +14,9 @@ from typing import Any, Literal
 
 from modal_eval import gpus
 from modal_eval.errors import ModalEvalError, ServerError
-from modal_eval.processes import boot_id, kill_group
 from modal_eval.records import Lease
 from modal_eval.serving import keeping, modal_calls, modal_servers, sharing
-from modal_eval.serving.leases import drop_lease, holder_alive, is_live, lease_of
+from modal_eval.serving.leases import drop_lease, end_processes, holder_alive, is_live, lease_of
 from modal_eval.serving.servers import Server, here, servers
 
 logger = logging.getLogger(__name__)
@@ -50,8 +49,14 @@ class Cleaned:
     """All that one look brought."""
 
     deeds: list[Deed] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-    """What could not be asked or stopped; the rest was done all the same."""
+    unseen: list[str] = field(default_factory=list)
+    """What could not be looked at, and why; the rest was."""
+
+    @property
+    def faults(self) -> list[str]:
+        """All that went wrong; what could be done was done all the same."""
+        stay = [f"{one.server} on {one.where} stays for now: {one.fault}" for one in self.deeds if one.fault]
+        return [*self.unseen, *stay]
 
     def rows(self) -> list[dict[str, Any]]:
         """A table of it."""
@@ -78,7 +83,7 @@ def clean(*, spare: str = "", modal: bool = True, dry: bool = False) -> Cleaned:
         elif dry:
             done.deeds.append(deed_of(server, "would be stopped"))
         else:
-            done.deeds.extend(stop_dead(server, done.faults))
+            done.deeds.extend(stop_dead(server))
     if not dry:
         with_faults(done, "leftovers on GPUs were not looked at", lambda: done.deeds.extend(leftovers()))
     return done
@@ -88,16 +93,16 @@ def with_faults(done: Cleaned, what: str, work: Callable[[], None]) -> None:
     try:
         work()
     except ModalEvalError as error:
-        done.faults.append(f"{what}: {error}")
+        done.unseen.append(f"{what}: {error}")
     except OSError as error:
-        done.faults.append(f"{what}: {type(error).__name__}: {error}")
+        done.unseen.append(f"{what}: {type(error).__name__}: {error}")
 
 
 def deed_of(server: Server, outcome: Outcome, fault: str = "") -> Deed:
     return Deed(server.name, server.where, server.model, server.why_not_live, outcome, fault)
 
 
-def stop_dead(server: Server, faults: list[str]) -> Iterator[Deed]:
+def stop_dead(server: Server) -> Iterator[Deed]:
     """Stop what `server` is, if a second look finds nobody who has a right to it either."""
     try:
         if server.orphan is not None:
@@ -107,7 +112,6 @@ def stop_dead(server: Server, faults: list[str]) -> Iterator[Deed]:
             gone = all(ended)
     except (ModalEvalError, OSError) as error:
         logger.warning("%s stays for now: %s", server.name, error)
-        faults.append(f"{server.name} on {server.where} stays for now: {error}")
         yield deed_of(server, "not stopped", str(error))
         return
     if gone:
@@ -155,8 +159,7 @@ def stop_lease(lease: Lease) -> None:
     if lease.app and holder_alive(lease):
         keeping.end(lease.app, (lease.holder_pid, lease.holder_started))  # its keeper would only start it again
         return
-    if lease.boot_id == boot_id() and kill_group(lease.server_pid, lease.server_started):
-        gpus.end_leftovers()  # its guardian, and whatever else still has its GPU
+    end_processes([lease])
     drop_lease(lease)
 
 
@@ -175,7 +178,6 @@ def stop_all(found: Iterable[Server]) -> Cleaned:
                 if (current := lease_of(lease.lease_id)) is not None:
                     stop_lease(current)
         except (ModalEvalError, OSError) as error:  # the others are to be stopped all the same
-            done.faults.append(str(error))
             done.deeds.append(replace(deed, outcome="not stopped", fault=str(error)))
             continue
         if not (server.app and sharing.wanted(server.app)):

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from modal_eval import environments, errors, gpus, paths
+from modal_eval import environments, errors, paths
 from modal_eval.config.models import RunConfig
 from modal_eval.errors import ModalEvalError, ServerError
 from modal_eval.processes import boot_id, is_alive, kill_group, last_lines, start_ticks
@@ -27,6 +27,7 @@ from modal_eval.serving import keeper, sharing
 from modal_eval.serving.keeper import State, read_state
 from modal_eval.serving.leases import (
     drop_lease,
+    end_processes,
     is_live,
     lease_of,
     leases,
@@ -236,15 +237,12 @@ def end(name: str, keeper_process: tuple[int, float]) -> None:
     with sharing.lock(name):
         if sharing.wanted(name):
             return
-        hung = kill_group(*keeper_process)
-        for lease in leases():
-            if lease.app == name and lease.kind == "process":
-                if lease.boot_id == boot_id():
-                    kill_group(lease.server_pid, lease.server_started)
-                drop_lease(lease)
+        kill_group(*keeper_process)
+        left = [one for one in leases() if one.app == name and one.kind == "process"]
+        end_processes(left)
+        for lease in left:
+            drop_lease(lease)
         (folder_of(name) / keeper.STATE).unlink(missing_ok=True)
-    if hung:
-        gpus.end_leftovers()  # guardians, and whatever else still has its GPUs
 
 
 def save_logs(lease: Lease) -> None:

@@ -10,15 +10,19 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from modal_eval import paths
-from modal_eval.processes import boot_id, is_alive, start_ticks
+from modal_eval.processes import boot_id, guardian_of, is_alive, kill_group, start_ticks, wait_until_ended
 from modal_eval.records import Lease
 from modal_eval.serving.prices import UNKNOWN, Price
+
+GUARDIAN_S = 15.0
+"""A guardian ends in milliseconds once its command has, with whatever moved out of the command's session."""
 
 
 def new_lease_id() -> str:
@@ -144,3 +148,15 @@ def is_live(lease: Lease) -> bool:
 
 def server_alive(lease: Lease) -> bool:
     return lease.boot_id == boot_id() and is_alive(lease.server_pid, lease.server_started)
+
+
+def end_processes(ended: Iterable[Lease]) -> None:
+    """End the server processes of leases of this host, each with its whole session, and see their guardians off.
+
+    A guardian, too, has the lock on its server's GPUs.
+    """
+    here = [one for one in ended if one.boot_id == boot_id()]
+    guardians = [guardian_of(one.server_pid) for one in here]
+    for lease in here:
+        kill_group(lease.server_pid, lease.server_started)
+    wait_until_ended(guardians, GUARDIAN_S)

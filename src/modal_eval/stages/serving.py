@@ -12,7 +12,7 @@ from modal_eval import checkpoints, paths, serving
 from modal_eval.errors import ModalEvalError
 from modal_eval.proxy import Proxy, ProxySettings
 from modal_eval.records import ServerHandle
-from modal_eval.results.progress import timed
+from modal_eval.results.progress import note_stage, timed
 from modal_eval.results.run_folder import Run
 from modal_eval.stages.preparing import read_prepared
 
@@ -40,9 +40,14 @@ def deploy(run_dir: Path, say: Callable[[str], None] = logger.info) -> ServerHan
     run = Run.load(run_dir)
     model, _ = read_prepared(run_dir)
     holding = _holdings.setdefault(run_dir, Holding())
+
+    def tell(text: str) -> None:
+        say(text)
+        note_stage(run_dir, "deploy", note=text)  # who watches the run sees what it waits for
+
     with timed(run_dir, "deploy"):
         holding.checkpoint = holding.checkpoint or checkpoints.use(model)
-        holding.server = serving.start_server(run.config, model, run_dir, say=say)
+        holding.server = serving.start_server(run.config, model, run_dir, say=tell)
         refuse_changed_server(run, holding.server)
     run.update(
         app_name=holding.server.app,

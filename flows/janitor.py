@@ -1,0 +1,21 @@
+"""Servers that nobody has a right to any more, stopped wherever they are."""
+
+from typing import Any
+
+from prefect import flow
+
+from modal_eval.config.janitor import JanitorRequest
+from tasks.janitor import clean, publish, refuse_faults
+
+
+@flow(name="janitor")
+def janitor(request: JanitorRequest = JanitorRequest()) -> list[dict[str, Any]]:  # noqa: B008 - frozen
+    """End servers whose holder is dead or whose deadline has passed, and what dead runs left on GPUs.
+
+    Looks at the machine that runs this flow, and at Modal. A fault at one server keeps it from no other; it is told in the
+    end, and then the flow has failed. Returns a row for each server that was stopped or could not be.
+    """
+    cleaned = clean(request)
+    publish(cleaned)
+    refuse_faults(cleaned)
+    return cleaned.rows()
