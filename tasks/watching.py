@@ -12,6 +12,7 @@ from modal_eval.checkpoints.s3_objects import Access, Address, open_client
 from modal_eval.checkpoints.watching import Memory, Watcher
 from modal_eval.checkpoints.watching.sources import Queue
 from modal_eval.config.watch import WatchRequest
+from tasks.accounts import named
 from tasks.events import announce_checkpoint
 from tasks.retrying import is_retryable
 
@@ -35,7 +36,7 @@ def watcher_for(request: WatchRequest) -> Watcher:
     told: dict[str, Any] = {"address": request.address, "queue_url": request.queue_url, "memory": request.memory}
     access = Access()
     if request.bucket:
-        block = CheckpointBucket.load(request.bucket)
+        block = named(CheckpointBucket, request.bucket)
         told = {name: value or getattr(block, name) for name, value in told.items()}
         access = block.access()
     client = open_client("s3", access)

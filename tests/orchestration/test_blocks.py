@@ -1,0 +1,135 @@
+"""Blocks on a real Prefect server: registered, filled in, named by a flow's parameters, and their secrets kept."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+import blocks
+from modal_eval.errors import ConfigError
+from tasks.accounts import in_the_name_of
+from tests.support.cli import Cli
+from tests.support.hub_server import TOKEN, hub_server
+from tests.support.upstream import upstream
+
+ROOT = Path(__file__).resolve().parents[2]
+SECRETS = {"as-the-teams-secret", "aws-the-teams-secret", TOKEN, "json://127.0.0.1:9/hook-of-the-team"}
+EVALUATE = """if True:
+    import sys
+    sys.path.insert(0, sys.argv[1])
+    from pathlib import Path
+    from flows.eval import eval
+    from modal_eval.config.models import Overrides
+    infra = {"target": "endpoint", "base_url": sys.argv[3]}
+    eval("stub", sys.argv[2], run_dir=Path(sys.argv[4]), overrides=Overrides(infra=infra), hub_repository="team")
+"""
+
+
+@pytest.fixture
+def here(prefect_api):
+    """This process asks the session's server."""
+    with temporary_settings({PREFECT_API_URL: prefect_api}):
+        yield prefect_api
+
+
+def example_blocks() -> dict[str, Any]:
+    return {
+        "checkpoint-bucket": blocks.CheckpointBucket(address="s3://b/p", secret_access_key="aws-the-teams-secret"),
+        "node": blocks.Node(host="node-a", home="/srv/modal-eval", python="/srv/modal-eval/.venv/bin/python"),
+        "modal-account": blocks.ModalAccount(token_id="ak-1", token_secret="as-the-teams-secret", environment="ci"),
+        "hub-repository": blocks.HubRepository(repository="team/evals", token=TOKEN),
+        "baseline": blocks.Baseline(model="org/m@1", scores={"gsm8k": 0.5}, stderr={"gsm8k": 0.01}, source="a run"),
+        "notification-target": blocks.NotificationTarget(urls={"chat": "json://127.0.0.1:9/hook-of-the-team"}),
+    }
+
+
+@pytest.mark.parametrize("how", [["-f", "blocks/__init__.py"], ["-m", "blocks"]], ids=["file", "module"])
+def test_prefects_own_command_registers_every_block(prefect_api, how):
+    ran = subprocess.run(
+        [sys.executable, "-m", "prefect", "block", "register", *how],
+        cwd=ROOT, env={**os.environ, "PREFECT_API_URL": prefect_api}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "registered 6 blocks" in ran.stdout
+    for slug in example_blocks():
+        assert httpx.get(f"{prefect_api}/block_types/slug/{slug}", timeout=30).status_code == 200
+
+
+def test_a_block_comes_back_as_it_was_saved_and_the_api_shows_none_of_its_secrets(here):
+    assert blocks.register_all() == blocks.register_all() == list(example_blocks())
+    for slug, block in example_blocks().items():
+        block.save("example", overwrite=True)
+        assert type(block).load("example").model_dump() == block.model_dump()
+        stored = httpx.get(f"{here}/block_types/slug/{slug}/block_documents/name/example", timeout=30).text
+        assert not any(secret in stored for secret in SECRETS), stored
+        assert not any(secret in repr(block) for secret in SECRETS)
+    assert "aws-the-teams-secret" not in repr(example_blocks()["checkpoint-bucket"].access())
+
+
+def test_an_evaluation_pushes_in_the_name_of_the_block_that_its_parameter_names(cli: Cli, here):
+    blocks.register_all()
+    example_blocks()["hub-repository"].save("team", overwrite=True)
+    with upstream() as server, hub_server() as hub:
+        cli.env |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(cli.folder / "hf"), "HF_HUB_DISABLE_XET": "1"}
+        cli.env.pop("HF_TOKEN", None)
+        told = [str(ROOT), cli.benchmark(), server.base_url, str(cli.run_dir)]
+        subprocess.run([sys.executable, "-c", EVALUATE, *told], env=cli.env, cwd=cli.folder, check=True, timeout=480)
+    assert json.loads((cli.run_dir / "published.json").read_text())["repo"] == "team/evals"
+    for path in cli.run_dir.rglob("*"):
+        assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
+
+
+def test_modals_client_finds_the_named_account_for_as_long_as_it_is_named(here, monkeypatch):
+    from modal.config import config
+
+    monkeypatch.setenv("MODAL_TOKEN_ID", "ak-of-this-machine")
+    monkeypatch.delenv("MODAL_ENVIRONMENT", raising=False)
+    blocks.register_all()
+    example_blocks()["modal-account"].save("prod", overwrite=True)
+    with in_the_name_of("prod", None) as repository:
+        assert repository is None
+        assert (config["token_id"], config["token_secret"], config["environment"]) == (
+            "ak-1",
+            "as-the-teams-secret",
+            "ci",
+        )
+    assert config["token_id"] == "ak-of-this-machine"
+    assert "MODAL_ENVIRONMENT" not in os.environ
+    with (
+        pytest.raises(ConfigError, match="there is no Modal Account block called 'nobodys'"),
+        in_the_name_of("nobodys", None),
+    ):
+        pass
+
+
+def test_who_can_be_told_is_told_and_who_cannot_is_named():
+    heard = []
+
+    class Hook(BaseHTTPRequestHandler):
+        def do_POST(self):
+            heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Hook) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            urls = {"chat": f"json://127.0.0.1:{server.server_port}/hook", "gone": "json://127.0.0.1:9/", "typo": "x"}
+            failed = blocks.NotificationTarget(urls=urls).notify("gsm8k fell by 3 points", "regression")
+        finally:
+            server.shutdown()
+            thread.join()
+    assert failed == ["gone", "typo"]
+    assert [(one["title"], one["message"]) for one in heard] == [("regression", "gsm8k fell by 3 points")]
