@@ -43,7 +43,7 @@ def suite(
             that works on the suite.
         at_once: Benchmarks that are worked on at a time.
         suite_dir: Folder of the suite's result; one that holds a suite is finished. Left out, the flow run's id names it.
-        overrides: Overrides of every benchmark. What is left empty stays as the suite and the YAML say.
+        overrides: Settings of every benchmark. What is left empty stays as the suite and the YAML say.
     """
     request = SuiteRequest(
         model=model, suite=suite, where=where, suite_dir=suite_dir, suite_id=run_id_of_flow_run(),

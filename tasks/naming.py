@@ -10,8 +10,11 @@ from prefect.context import TaskRunContext
 
 from modal_eval.checkpoints.resolve import label, step_and_stage
 from modal_eval.config.load import split_revision
+from modal_eval.config.request import SuiteRequest
+from modal_eval.config.suites import load_suite
 from modal_eval.results.run_folder import Run
 from modal_eval.stages import preparing
+from modal_eval.stages.suites import suite_folder
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +30,11 @@ def suite_run_name() -> str:
     return f"{given.get('suite')}·{label(str(given.get('model')))}"
 
 
+def nightly_run_name() -> str:
+    given = runtime.flow_run.parameters
+    return f"nightly {given.get('suite')}·{label(str(given.get('model')))}"
+
+
 def run_id_of_flow_run() -> str:
     """How the flow run's folder is called: a retry, wherever it runs, has the folder that the first try had."""
     return run_id_of(runtime.flow_run.id)
@@ -35,6 +43,12 @@ def run_id_of_flow_run() -> str:
 def run_id_of(flow_run_id: Any) -> str:
     """Eight random digits of an id: the last ones, because the first are a clock in ids of version 7."""
     return str(flow_run_id).replace("-", "")[-8:]
+
+
+def suite_folder_of_flow_run(model: str, suite: str) -> Path:
+    """The suite's folder that a flow run works in, in its first try and in each retry."""
+    request = SuiteRequest(model=model, suite=suite, suite_id=run_id_of_flow_run())
+    return suite_folder(request, load_suite(suite).name).absolute()
 
 
 def tags_of(model: str, benchmark: str | None = None) -> set[str]:

@@ -17,7 +17,9 @@ from tasks.artifacts import key_of, logs_of, publish
 def report(run_dir: Path) -> dict[str, Any]:
     summary = reporting.report(run_dir)
     benchmark, model = summary["benchmark"], summary["model"]
-    rows = [{"": name.strip(), "score ± stderr": score, "n": count} for name, score, count in score_lines(summary)]
+    rows = [
+        {"metric": name.strip(), "score ± stderr": score, "n": count} for name, score, count in score_lines(summary)
+    ]
     outcome = {**outcome_of(summary, run_dir), "host": socket.gethostname()}
     publish("table", key_of("result", benchmark), rows, f"{model} · {summary['status']}", outcome)
     text = "\n\n".join([markdown_report(summary), where(run_dir, summary)])
@@ -32,7 +34,7 @@ def where(run_dir: Path, summary: dict[str, Any]) -> str:
         "### Where it is",
         "",
         f"* files: `{run_dir}` on {socket.gethostname()}",
-        f"* server: {server.get('engine', 'none was needed')} {server.get('version') or ''}".rstrip(),
+        f"* server: {server.get('engine', 'none was needed')}",
         *(f"* log: `{path}`" for path in logs_of(run_dir)),
     ]
     lines += ["", f"`modal-eval score {run_dir}` scores it again without a server."]

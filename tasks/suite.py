@@ -2,8 +2,9 @@
 
 import hashlib
 import logging
-import os
+import threading
 import time
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -14,6 +15,7 @@ from prefect.context import TaskRunContext
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.futures import PrefectFuture, as_completed
+from prefect.settings import PREFECT_API_URL
 from prefect.states import AwaitingRetry, Cancelling
 
 from modal_eval.config.request import Where
@@ -22,11 +24,13 @@ from modal_eval.reports.suite_table import HEAD, cells, markdown_table
 from modal_eval.stages import suites
 from modal_eval.stages.suites import Entry, Outcome, Suite
 from tasks.artifacts import key_of, outcome_of_flow_run, publish
-from tasks.naming import tags_of
+from tasks.naming import run_id_of, tags_of
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 2.0
+_stopping = threading.Event()
+"""The suite that this process works on is being given up."""
 ABSENCE_S = 1800.0
 """For so long the Prefect server may be away while a suite waits for its runs."""
 
@@ -52,14 +56,8 @@ def evaluate(suite: Suite, entry: Entry, where: Where) -> Outcome:
         {f"suite:{suite.name}", f"suite-run:{suite.suite_dir.name}", *([f"stage:{suite.stage}"] if suite.stage else [])}
     )
     if where == "here":
-        return suites.evaluate_here(suite, entry, tags, {"PREFECT_API_URL": _api_url()})
+        return suites.evaluate_here(suite, entry, tags, {"PREFECT_API_URL": str(PREFECT_API_URL.value())}, _stopping)
     return _evaluate_in_pool(suite, entry, tags)
-
-
-def _api_url() -> str:
-    from prefect.settings import PREFECT_API_URL
-
-    return str(PREFECT_API_URL.value() or os.environ.get("PREFECT_API_URL", ""))
 
 
 def _evaluate_in_pool(suite: Suite, entry: Entry, tags: list[str]) -> Outcome:
@@ -114,7 +112,8 @@ def _wait_for_end(client: Any, flow_run_id: UUID) -> State:
         except Exception as error:
             if time.monotonic() - answered > ABSENCE_S:
                 raise ServerError(f"the Prefect server has not answered for {ABSENCE_S:g} s: {error}") from error
-        time.sleep(POLL_S)
+        if _stopping.wait(POLL_S):
+            raise SuiteError("the suite was stopped; its runs go on, and a retry finds them")
 
 
 def evaluate_all(suite: Suite, where: Where, at_once: int) -> None:
@@ -124,6 +123,15 @@ def evaluate_all(suite: Suite, where: Where, at_once: int) -> None:
     """
     held = {row["benchmark"]: row["status"] for row in suite.outcomes()}
     waiting = sorted(suite.entries, key=lambda entry: [one.server for one in suite.entries].index(entry.server))
+    _stopping.clear()
+    try:
+        _work_off(suite, waiting, held, where, at_once)
+    except BaseException:
+        _stopping.set()  # else the threads that wait for their runs would keep this process
+        raise
+
+
+def _work_off(suite: Suite, waiting: list[Entry], held: dict[str, str], where: Where, at_once: int) -> None:
     running: dict[PrefectFuture[Outcome], Entry] = {}
     while waiting or running:
         for entry in list(waiting):
@@ -170,9 +178,8 @@ def refuse_failures(suite: Suite) -> None:
 
 def cancel_runs(_flow: Any, flow_run: Any, _state: Any) -> None:
     """When a suite is cancelled, so are its runs that have not ended."""
-    from tasks.naming import run_id_of
-
-    body = {"flow_runs": {"tags": {"all_": [f"suite-run:{run_id_of(flow_run.id)}"]}}}
+    folder = flow_run.parameters.get("suite_dir")
+    body = {"flow_runs": {"tags": {"all_": [f"suite-run:{Path(folder).name if folder else run_id_of(flow_run.id)}"]}}}
     with get_client(sync_client=True) as client:
         for one in client.request("POST", "/flow_runs/filter", json=body).json():
             if one["state_type"] not in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):

@@ -23,6 +23,7 @@ SuiteName = Annotated[str, Field(min_length=1)]
 NumExamples = Annotated[int, Field(ge=1)]
 RepositoryName = Annotated[str, Field(pattern=f"^{REPOSITORY}$")]
 AtOnce = Annotated[int, Field(ge=1)]
+BaselineName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
 Where = Literal["pools", "here"]
 """`pools` gives each benchmark's run to the workers of its deployment, `here` starts them on the machine of the suite."""
 

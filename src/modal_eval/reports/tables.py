@@ -69,6 +69,11 @@ def markdown_report(summary: dict[str, Any]) -> str:
     lines += [f"* {warning}" for warning in summary["warnings"]]
     lines += [
         "",
-        f"run `{summary['run_id']}` · harness {summary['harness']} · model revision `{summary['model_revision']}`",
+        f"run `{summary['run_id']}` · {named(summary['harness'])} · model revision `{summary['model_revision']}`",
     ]
     return "\n".join(lines)
+
+
+def named(harness: dict[str, Any]) -> str:
+    """A harness with its version."""
+    return f"{harness.get('name', 'harness')} {harness.get('version') or ''}".strip()

@@ -10,12 +10,13 @@ import hashlib
 import os
 import secrets
 import sys
-import time
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from modal_eval import paths, serving
+from modal_eval.compare.baselines import save_baseline
 from modal_eval.config.load import load_benchmark, resolve
 from modal_eval.config.models import Overrides, RunConfig
 from modal_eval.config.request import RunRequest, SuiteRequest
@@ -51,6 +52,7 @@ class Entry:
     """Benchmarks with the same key may share a server."""
     one_at_a_time: bool
     """Its server takes this machine as it is: two of them would be in each other's way."""
+    on_modal: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Suite:
                 ),
                 keys[entry.name],
                 configs[entry.name].infra.target == "local" and configs[entry.name].infra.engine == "vllm",
+                configs[entry.name].infra.target == "modal",
             )
             for entry in config.benchmarks
         )
@@ -138,8 +141,10 @@ class Suite:
         ).absolute()
 
 
-def evaluate_here(suite: Suite, entry: Entry, tags: list[str], variables: dict[str, str]) -> Outcome:
-    """Run one benchmark in a process of its own on this machine, which ends with this one.
+def evaluate_here(
+    suite: Suite, entry: Entry, tags: list[str], variables: dict[str, str], stopping: threading.Event
+) -> Outcome:
+    """Run one benchmark in a process of its own on this machine, which ends with this one, and when it is `stopping`.
 
     Raises `SuiteError` with the process's own words when it fails; what was finished is kept for the next try.
     """
@@ -152,8 +157,10 @@ def evaluate_here(suite: Suite, entry: Entry, tags: list[str], variables: dict[s
     command = [sys.executable, "-m", "modal_eval.cli.requested", str(request)]
     env = {**os.environ, **variables, "MODAL_EVAL_TAGS": ",".join(tags)}
     with OwnedProcess.start(command, log_path=log, env=env, grace_s=STOP_GRACE_S) as process:
-        while (code := process.poll()) is None:
-            time.sleep(POLL_S)
+        while (code := process.poll()) is None and not stopping.wait(POLL_S):
+            pass
+    if code is None:
+        raise SuiteError(f"{entry.name} was stopped with its suite; what is finished is kept")
     if code not in (EXIT_DONE, EXIT_INCOMPLETE):
         said = log.read_bytes()[begins_at:].decode(errors="replace").rpartition("modal-eval: ")[2].strip()
         raise SuiteError(f"exit {code}: {said[-800:] or 'it said nothing'} ({log})")
@@ -205,3 +212,22 @@ def read_outcome(run_dir: Path, benchmark: str) -> Outcome:
     if not path.is_file():
         raise ConfigError(f"{run_dir} has no {paths.METADATA}: the run of {benchmark} did not come to its end")
     return {**outcome_of(read_json(path), run_dir), "benchmark": benchmark}
+
+
+def read_suite(suite_dir: Path) -> tuple[dict[str, Any], list[Outcome]]:
+    """What a suite's folder says: its facts, and a row for each benchmark. Raises `ConfigError` when it is none."""
+    path = suite_dir / paths.SUITE
+    if not path.is_file():
+        raise ConfigError(f"{suite_dir} is no folder of a suite (it has no {paths.SUITE})")
+    data = read_json(path)
+    return data, [data["outcomes"].get(name) or owed(name) for name in data["benchmarks"]]
+
+
+def baseline_of(suite_dir: Path, name: str) -> Path:
+    """Store a suite's runs as the baseline `name`. Raises `ConfigError` when a benchmark is not complete."""
+    facts, rows = read_suite(suite_dir)
+    if wanting := [row["benchmark"] for row in rows if row["status"] != "complete"]:
+        raise ConfigError(
+            f"{', '.join(wanting)}: not complete in {suite_dir}, so this is no baseline; run the suite again there"
+        )
+    return save_baseline(name, facts["model"], {row["benchmark"]: Path(row["run_dir"]) for row in rows})

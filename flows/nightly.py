@@ -1,0 +1,53 @@
+"""The regression evaluation: a suite, every night, against a stored baseline."""
+
+from typing import Any
+
+from prefect import flow
+
+from flows.suite import suite as suite_flow
+from modal_eval.config.models import Overrides, Target
+from modal_eval.config.request import AtOnce, BaselineName, ModelName, NumExamples, SuiteName, Where
+from tasks.gate import compare, refuse_worse, save
+from tasks.naming import nightly_run_name, suite_folder_of_flow_run
+
+
+@flow(name="nightly", flow_run_name=nightly_run_name)
+def nightly(
+    model: ModelName,
+    suite: SuiteName,
+    baseline: BaselineName,
+    save_baseline: bool = False,
+    target: Target | None = None,
+    num_examples: NumExamples | None = None,
+    where: Where = "pools",
+    at_once: AtOnce = 8,
+    overrides: Overrides = Overrides(),  # noqa: B008 - frozen
+) -> list[dict[str, Any]]:
+    """Evaluate a suite and compare it with a baseline, example by example.
+
+    Fails when a benchmark got worse, with the 95% interval of the difference below 0, or cannot be compared. Returns a
+    verdict for each benchmark.
+
+    Args:
+        model: Hub id (with @revision if wanted), folder, GGUF file, s3://… address, or an endpoint's name.
+        suite: A file in `benchmark_configs/suites/`, or the path of a YAML file.
+        baseline: Name of the stored baseline.
+        save_baseline: Store this night's runs as the baseline instead of comparing them.
+        target: Where the server runs, `infra.target`. Left out, as the benchmark's YAML says.
+        num_examples: Only the first N examples, `eval.num_examples`. Left out, as the benchmark's YAML says.
+        where: `pools` gives each benchmark's run to the workers of its deployment, `here` starts them on the machine
+            that works on the suite.
+        at_once: Benchmarks that are worked on at a time.
+        overrides: Settings of every benchmark. What is left empty stays as the suite and the YAML say.
+    """
+    folder = suite_folder_of_flow_run(model, suite)
+    suite_flow(
+        model=model, suite=suite, target=target, num_examples=num_examples, where=where, at_once=at_once, overrides=overrides,
+        suite_dir=folder, return_state=True,
+    )  # fmt: skip
+    if save_baseline:
+        save(baseline, folder)
+        return []
+    verdicts = compare(baseline, folder)
+    refuse_worse(verdicts, baseline)
+    return [one.describe() for one in verdicts]

@@ -1,0 +1,78 @@
+"""Baselines on disk: what every example of a suite scored once, with the identity of the run that it did so in.
+
+`outputs/evals/baselines/NAME.json` holds everything that a comparison needs, so that the runs themselves may be removed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from modal_eval import paths
+from modal_eval.config.identity import differences
+from modal_eval.errors import ConfigError
+from modal_eval.results.files import read_json, write_json
+from modal_eval.results.rows import is_scored, latest_rows, read_rows
+from modal_eval.results.run_folder import Run, now
+
+NAME = r"[A-Za-z0-9][\w.-]*"
+OF_THE_MODEL = ("model", "prepared.model")
+"""What may differ between a run and its baseline: the model is the question."""
+
+Entry = dict[str, Any]
+"""One benchmark of a baseline: `identity`, `scores`, `avg_reward`, `run_id`."""
+
+
+def baseline_path(name: str) -> Path:
+    if not re.fullmatch(NAME, name):
+        raise ConfigError(f"baseline '{name}' is no name of a file; take letters, digits, dots and dashes")
+    return paths.output_root() / "baselines" / f"{name}.json"
+
+
+def measured(run_dir: Path) -> Entry:
+    """What a baseline keeps of one run. Raises `ConfigError` when the folder is no run."""
+    run = Run.load(run_dir)
+    scores: dict[str, list[float]] = defaultdict(list)
+    for (example, _), row in sorted(latest_rows(read_rows(run_dir / paths.RESULTS)).items()):
+        if is_scored(row):
+            scores[str(example)].append(float(row["reward"]))
+    return {
+        "identity": run.identity() or {},
+        "scores": dict(scores),
+        "avg_reward": read_json(run_dir / paths.METADATA).get("avg_reward"),
+        "run_id": run.run_id,
+    }
+
+
+def save_baseline(name: str, model: str, run_dirs: dict[str, Path]) -> Path:
+    """Store the runs of `model`, by benchmark, as the baseline `name`; one of that name is replaced."""
+    path = baseline_path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    entries = {benchmark: measured(run_dir) for benchmark, run_dir in sorted(run_dirs.items())}
+    write_json(path, {"name": name, "model": model, "made_at": now(), "benchmarks": entries})
+    return path
+
+
+def load_baseline(name: str) -> dict[str, Any]:
+    """Read a baseline back. Raises `ConfigError` when there is none of that name."""
+    path = baseline_path(name)
+    if not path.is_file():
+        known = sorted(one.stem for one in path.parent.glob("*.json"))
+        raise ConfigError(
+            f"there is no baseline '{name}' ({path}); known are: {', '.join(known) or 'none'}. `modal-eval suite -m MODEL -s "
+            f"SUITE --save-baseline={name}` makes it"
+        )
+    found: dict[str, Any] = read_json(path)
+    return found
+
+
+def what_differs(before: Entry, after: Entry) -> list[str]:
+    """Everything but the model that changes a score and is not the same on both sides, as `key: before, now`."""
+    found = differences(before["identity"], after["identity"])
+    return [
+        f"{key}: {was!r} in the baseline, {is_!r} now"
+        for key, was, is_ in found
+        if not any(key == one or key.startswith(f"{one}.") for one in OF_THE_MODEL)
+    ]
