@@ -41,6 +41,8 @@ class Lease:
     app: str = ""
     """Name of a server that runs may share, each with a lease of its own: of the app on Modal, or of what a keeper has
     here."""
+    benchmark: str = ""
+    """The benchmark whose settings it was deployed with, without a run."""
     since: str = ""
     """When the server began, where it is older than the lease; ISO 8601, UTC."""
     gpus: int = 0

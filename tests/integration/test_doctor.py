@@ -2,6 +2,9 @@
 
 import json
 
+from tests.support.aws import aws_server
+from tests.support.modal_account import account
+
 SECRET = "hf_sesame_open_yourself"
 
 
@@ -25,11 +28,27 @@ def test_eight_gpus_are_found(cli, machine):
 
 
 def test_a_token_is_said_to_be_present_and_never_shown(cli):
-    cli.env |= {"HF_TOKEN": SECRET, "AWS_ACCESS_KEY_ID": "AKIA" + SECRET, "AWS_SECRET_ACCESS_KEY": SECRET}
-    ended = cli("doctor")
-    assert SECRET not in ended.stdout + ended.stderr
-    states = found(cli)
-    assert (states["Hugging Face token"]["state"], states["S3 credentials"]["state"]) == ("ok", "ok")
+    with aws_server(cli.folder) as aws:
+        cli.env |= {
+            "HF_TOKEN": SECRET,
+            **aws.env,
+            "AWS_ACCESS_KEY_ID": "AKIA" + SECRET,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+        }
+        ended = cli("doctor")
+        assert SECRET not in ended.stdout + ended.stderr
+        states = found(cli)
+    assert (states["Hugging Face token"]["state"], states["S3 access"]["state"]) == ("ok", "ok")
+    assert found(cli)["S3 access"]["found"] == "S3 was not reached", "it has been ended"
+
+
+def test_modals_secret_is_looked_for_in_the_account(cli):
+    for given, state in (((), "missing"), (("--secret", "huggingface"), "ok")):
+        with account(cli.folder / state, *given) as modal:
+            cli.env |= modal.variables
+            seen = found(cli, "--route=modal", expect=0 if given else 1)["Modal secret huggingface"]
+        assert seen["state"] == state
+        assert ("modal secret create huggingface" in seen["mend"]) == (not given)
 
 
 def test_a_prefect_server_that_is_away_fails_every_route(cli):

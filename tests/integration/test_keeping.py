@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -224,3 +225,26 @@ def test_two_runs_of_the_command_use_one_kept_server_which_status_shows_and_stop
     assert shown["server"] in cli("stop", "-m", MODEL).stderr
     assert json.loads(cli("status", "--json").stdout) == []
     assert machine.leased() == []
+
+
+def test_after_kill_9_of_everything_of_ours_stop_leaves_no_process_lease_or_gpu(cli: Cli, machine: Machine):
+    """A run that generates, a kept server, and all who look after them; only the servers themselves are spared."""
+    machine.set("count", "2")
+    cli.env = machine.env(cli.env)
+    words = ["-m", MODEL, "-b", "demo", "--infra.target=node"]
+    cli("deploy", "-m", MODEL, "-b", "demo", "--infra.target=node", "--infra.engine=llamacpp", "--vllm.seed=7")
+    running = cli.start("run", *words, "--run-dir", str(cli.run_dir))
+    results = cli.run_dir / "results.jsonl"
+    cli.wait_for(lambda: results.is_file() and results.stat().st_size > 0, running)
+    assert machine.leased() == [0, 1]
+    servers = {pid for pid, line in cli.mark.processes().items() if "llamacpp_server.py" in line.partition(" -- ")[0]}
+    assert len(servers) == 2
+    for pid in cli.mark.processes().keys() - servers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    running.communicate()
+    cli("stop", "--all")
+    assert cli.mark.processes() == {}
+    assert list((cli.folder / "state" / "leases").glob("*.json")) == []
+    assert machine.leased() == []
+    assert json.loads(cli("status", "--json").stdout) == []

@@ -17,6 +17,7 @@ from rich.text import Text
 from modal_eval import gpus, paths
 from modal_eval.cli.options import Json
 from modal_eval.cli.output import data, print_json, talk
+from modal_eval.config.models import InfraConfig
 from modal_eval.errors import EXIT_DONE, EXIT_FAILED, ModalEvalError
 from modal_eval.scoring.sandbox import Sandbox
 from modal_eval.serving import modal_calls
@@ -27,6 +28,8 @@ GB = 10**9
 LEAST_DISK_GB = 20
 """vLLM's environment takes 10 GB and a small model's weights some more."""
 TIMEOUT_S = 5.0
+ASK_S = 15.0
+"""Modal's client needs some of it to start."""
 ALL: tuple[Route, ...] = ("endpoint", "local", "node", "modal")
 HERE: tuple[Route, ...] = ("local", "node")
 
@@ -73,7 +76,7 @@ def command(
 
 
 def findings() -> Iterator[Finding]:
-    for check in (bubblewrap, uv, disk, gpu, vllm, modal_token, hub_token, s3, prefect):
+    for check in (bubblewrap, uv, disk, gpu, vllm, modal_token, modal_secret, hub_token, s3, prefect):
         yield check()
 
 
@@ -157,6 +160,22 @@ def modal_token() -> Finding:
     )
 
 
+def modal_secret() -> Finding:
+    """Also whether Modal takes the token at all."""
+    names = InfraConfig().secrets
+    what = f"Modal secret {', '.join(names)}"
+    if not modal_calls.configured():
+        return Finding(what, "missing", "cannot be asked for", "first a token", ("modal",))
+    try:
+        missing = modal_calls.missing_secrets(names, ASK_S)
+    except ModalEvalError as error:
+        return Finding(what, "missing", "Modal was not asked", " ".join(str(error).split())[:300], ("modal",))
+    if missing:
+        mend = "`modal secret create huggingface HF_TOKEN=…`, or --infra.secrets=[] for a public model"
+        return Finding(what, "missing", "none", mend, ("modal",))
+    return Finding(what, "ok", "present", "", ("modal",))
+
+
 def hub_token() -> Finding:
     from huggingface_hub import get_token
 
@@ -167,17 +186,32 @@ def hub_token() -> Finding:
 
 
 def s3() -> Finding:
+    """Whether there are credentials, and whether S3 takes them; what they may read is seen with the first address."""
     import boto3
-    from botocore.exceptions import BotoCoreError
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
 
-    what = "S3 credentials"
+    what = "S3 access"
+    patience = Config(connect_timeout=TIMEOUT_S, read_timeout=TIMEOUT_S, retries={"total_max_attempts": 1})
     try:
-        credentials = boto3.Session().get_credentials()
+        session = boto3.Session()
+        credentials = session.get_credentials()
+        if not credentials:
+            mend = "for -m s3://…: `aws configure`, a role of the machine, or AWS_PROFILE"
+            return Finding(what, "missing", "no credentials", mend, ())
+        session.client("s3", config=patience).list_buckets(MaxBuckets=1)
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", "unknown"))
+        if code not in REFUSED:  # known to S3, and not allowed to list every bucket
+            return Finding(what, "ok", f"from {credentials.method}", "", ())
+        return Finding(what, "missing", f"S3 refuses the credentials ({code})", "renew them: `aws configure`", ())
     except BotoCoreError as error:
-        return Finding(what, "missing", "unreadable", str(error), ())
-    if credentials:
-        return Finding(what, "ok", f"from {credentials.method}", "", ())
-    return Finding(what, "missing", "none", "for -m s3://…: `aws configure`, a role of the machine, or AWS_PROFILE", ())
+        mend = f"check the network, AWS_ENDPOINT_URL and ~/.aws ({type(error).__name__})"
+        return Finding(what, "missing", "S3 was not reached", mend, ())
+    return Finding(what, "ok", f"from {credentials.method}", "", ())
+
+
+REFUSED = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "AuthFailure"})
 
 
 def prefect() -> Finding:

@@ -43,7 +43,9 @@ def command(*, json: Json = False) -> int:
 
 def describe(server: Server) -> dict[str, Any]:
     """One row; the table shows some of it, JSON all."""
-    benchmarks = {run_facts(Path(one))["benchmark"] for one in server.run_dirs} - {None}
+    benchmarks = {found for one in server.leases if (found := benchmark_of(one))}
+    if server.orphan and server.orphan.benchmark:
+        benchmarks.add(server.orphan.benchmark)
     return {
         "server": server.name,
         "where": server.where,
@@ -97,6 +99,11 @@ def holders(server: Server) -> str:
         return orphan.holder if orphan.ours else f"another machine: {orphan.holder}"
     live = [one for one in server.leases if serving.is_live(one)] or server.leases
     return ", ".join(dict.fromkeys(map(holder, live)))
+
+
+def benchmark_of(lease: Lease) -> str | None:
+    """The benchmark of the lease's run, or whose settings a server without a run has."""
+    return run_facts(Path(lease.run_dir))["benchmark"] if lease.run_dir else lease.benchmark or None
 
 
 def holder(lease: Lease) -> str:

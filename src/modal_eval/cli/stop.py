@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -12,10 +11,8 @@ from cyclopts import Parameter
 from modal_eval import serving
 from modal_eval.cli.options import Json
 from modal_eval.cli.output import complain, print_json, talk
-from modal_eval.cli.status import found_on_modal
+from modal_eval.cli.status import benchmark_of, found_on_modal
 from modal_eval.errors import EXIT_DONE, EXIT_FAILED
-from modal_eval.records import Lease
-from modal_eval.results.run_folder import run_facts
 from modal_eval.serving import Cleaned, Server
 
 
@@ -57,15 +54,11 @@ def command(
 def asked_for(found: Sequence[Server], model: str | None, benchmark: str | None) -> Iterator[Server]:
     """Those of `model` and `benchmark`, each with the leases that these name; all of ours where neither is given."""
     for server in found:
-        if server.orphan:
-            if server.orphan.ours and not benchmark and (model is None or server.orphan.serves(model)):
+        if orphan := server.orphan:
+            if orphan.ours and (model is None or orphan.serves(model)) and benchmark in (None, orphan.benchmark):
                 yield server
             continue
         named = [one for one in server.leases if model in (None, one.model) and benchmark in (None, benchmark_of(one))]
         left_alone = benchmark is not None or model not in (None, server.model)
         if named or not left_alone:
             yield replace(server, leases=tuple(named), processes=() if left_alone else server.processes)
-
-
-def benchmark_of(lease: Lease) -> str | None:
-    return run_facts(Path(lease.run_dir))["benchmark"] if lease.run_dir else None

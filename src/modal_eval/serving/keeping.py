@@ -274,6 +274,6 @@ def deploy(config: RunConfig, model: PreparedModel, *, say: Callable[[str], None
         if isinstance(error, ModalEvalError) or not isinstance(error, Exception):
             raise
         raise ServerError(f"{name} did not start: {error}") from error
-    lease = replace(lease, url=state.urls[0].removesuffix("/v1"))
+    lease = replace(lease, url=state.urls[0].removesuffix("/v1"), benchmark=config.name)
     with sharing.lock(name):
         return sharing.keep(lease)

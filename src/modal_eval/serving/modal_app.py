@@ -191,7 +191,7 @@ def app_for(serve: Callable[[], None]) -> modal.App:
         wanted = plan_from_environment()
         kind, _, count = wanted.gpu.partition(":")
         tags = app_tags(wanted.model, "deployed", time.time() + wanted.lifetime_s, Price(int(count or 1), kind))
-        given = wanted, tags
+        given = wanted, {**tags, "benchmark": tag(Path(os.environ["MODAL_EVAL_BENCHMARK"]).stem)}
     return build(given[0], serve, given[1])
 
 

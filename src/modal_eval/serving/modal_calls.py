@@ -11,7 +11,7 @@ import functools
 import io
 import os
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -84,6 +84,22 @@ def upload(volume: str, name: str, files: dict[str, Path]) -> bool:
         return True
 
     return _ask(ask, UPLOAD_S, f"Modal does not take the checkpoint {name}")
+
+
+def missing_secrets(names: Sequence[str], seconds: float = ASK_S) -> list[str]:
+    """Those of `names` that the account has no secret of. Raises `ServerError` when it cannot be asked."""
+    import modal
+
+    async def ask() -> list[str]:
+        missing = []
+        for name in names:
+            try:
+                await modal.Secret.from_name(name).hydrate.aio()
+            except modal.exception.NotFoundError:
+                missing.append(name)
+        return missing
+
+    return _ask(ask, seconds, "Modal does not say which secrets there are")
 
 
 def web_url(app: str, function: str) -> str | None:

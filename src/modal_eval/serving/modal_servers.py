@@ -141,7 +141,16 @@ def _adopt(lease: Lease) -> None:
             drop_lease(one)
     for app in [] if others else modal_calls.live_apps(lease.app):
         if app.tags.get("holder") == DEPLOYED and app.deadline:
-            write_lease(replace(lease, lease_id=new_lease_id(), kept=True, deadline=app.deadline, run_dir=""))
+            write_lease(
+                replace(
+                    lease,
+                    lease_id=new_lease_id(),
+                    kept=True,
+                    deadline=app.deadline,
+                    run_dir="",
+                    benchmark=app.tags.get("benchmark", ""),
+                )
+            )
 
 
 def wait_ready(lease: Lease, key: str, limit_s: float, say: Callable[[str], None]) -> None:
@@ -266,7 +275,8 @@ def deploy(config: RunConfig, model: PreparedModel, *, say: Callable[[str], None
     Returns once Modal names its URL, without waking a GPU. Raises `ServerError`.
     """
     wanted = modal_app.plan(config, model)
-    lease = replace(acquire(wanted, model.model_id, None, 0, price_on_modal(config), say=say), kept=True)
+    lease = acquire(wanted, model.model_id, None, 0, price_on_modal(config), say=say)
+    lease = replace(lease, kept=True, benchmark=config.name)
     write_lease(lease)
     for other in others_of(lease):  # it is renewed, not doubled
         if other.kept:
@@ -287,6 +297,8 @@ class Orphan:
     ours: bool
     """Made by this user's state; another one's is only shown until its deadline has passed."""
     price: Price = UNKNOWN
+    benchmark: str = ""
+    """Whose settings it was deployed with, as a tag spells it."""
 
     def serves(self, model: str) -> bool:
         return self.model == modal_app.tag(model)
@@ -311,6 +323,7 @@ def orphans() -> list[Orphan]:
             app.tags.get("holder", "nobody"),
             app.tags.get("owner") == modal_keys.owner(),
             modal_app.tagged_price(app.tags.get("gpus", "")),
+            app.tags.get("benchmark", ""),
         )
         for app in found
         if app.name not in known
