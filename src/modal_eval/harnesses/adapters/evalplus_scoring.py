@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import pickle
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +29,7 @@ from evalplus.eval import untrusted_check
 groups = pickle.loads(base64.b64decode(sys.stdin.read()))
 print(json.dumps([untrusted_check(*arguments, fast_check=True)[0] for arguments in groups]))
 """
+KEPT_TASKS = 32
 WHOLE_CPU_S = 20.0
 """What writing out one large value may take."""
 EVALPLUS_LIMITS = Limits(cpu_s=150, wall_s=300, total_wall_s=300, memory_bytes=6 << 30, max_processes=32)
@@ -64,10 +66,13 @@ class Scorer:
         self._groups: dict[str, list[Group]] = {}
 
     def groups(self, task: Task, oracle: Oracle) -> list[Group]:
-        """The task's inputs, written out once for all its samples."""
-        if task.task_id not in self._groups:
-            self._groups[task.task_id] = groups_of(task, oracle)
-        return self._groups[task.task_id]
+        """The task's inputs, written out once for samples that come close together, and not kept for longer."""
+        found = self._groups.pop(task.task_id, None) or groups_of(task, oracle)
+        self._groups[task.task_id] = found  # now the youngest
+        while len(self._groups) > KEPT_TASKS:
+            with contextlib.suppress(StopIteration, KeyError, RuntimeError):  # another thread was faster
+                self._groups.pop(next(iter(self._groups)))
+        return found
 
     def score(self, task: Task, oracle: Oracle, solution: str, theirs: str | None = None) -> tuple[Scored, bool]:
         """The verdicts, and whether a time-out is to be tried again with the machine to itself.
