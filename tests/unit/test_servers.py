@@ -17,7 +17,7 @@ from modal_eval.config.models import BenchmarkConfig, Overrides, RunConfig
 from modal_eval.errors import ConfigError
 from modal_eval.processes import start_ticks
 from modal_eval.records import Lease
-from modal_eval.serving import sharing
+from modal_eval.serving import keeping, sharing
 from modal_eval.serving.leases import take_lease, write_lease
 from modal_eval.serving.prices import PER_SECOND, VARIABLE, Price, corrections, estimate, per_second, price_of
 
@@ -154,3 +154,15 @@ def test_a_server_that_could_not_be_ended_keeps_its_leases():
     with pytest.raises(OSError, match="away"):
         sharing.give_back(mine, refuse)
     assert [one.lease_id for one in serving.leases()] == ["a"]
+
+
+def test_the_logs_of_a_server_that_ended_are_removed_after_a_week_and_those_of_others_stay():
+    old, fresh, used = (keeping.folder_of(name) for name in ("vllm-old-1", "vllm-fresh-1", "vllm-used-1"))
+    for folder in (old, fresh, used):
+        (folder / "logs").mkdir(parents=True)
+        (folder / "logs" / "keeper.log").write_text("it was here")
+    for folder in (old, used):
+        os.utime(folder / "logs" / "keeper.log", (time.time() - 8 * 86400,) * 2)
+    lease("a", Price(), app=used.name, kind="keeper")
+    assert serving.clean(modal=False).faults == []
+    assert (old.exists(), fresh.exists(), used.exists()) == (False, True, True)

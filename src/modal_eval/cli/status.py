@@ -32,7 +32,9 @@ def command(*, json: Json = False) -> int:
     elif not found:
         talk.print("No server of ours is running.")
     else:
-        table = Table(*(name.removesuffix("_dir").replace("_", " ") for name in SHOWN), box=None, pad_edge=False)
+        table = Table(box=None, pad_edge=False)
+        for name in SHOWN:  # folded, not cut: names, addresses and folders are there to be copied
+            table.add_column(name.removesuffix("_dir").replace("_", " "), overflow="fold")
         for one in found:
             table.add_row(*(str(one[key] or "") for key in SHOWN))
         data.print(table)

@@ -86,6 +86,7 @@ def clean(*, spare: str = "", modal: bool = True, dry: bool = False) -> Cleaned:
             done.deeds.extend(stop_dead(server))
     if not dry:
         with_faults(done, "leftovers on GPUs were not looked at", lambda: done.deeds.extend(leftovers()))
+        with_faults(done, "old logs were not removed", keeping.forget_old)
     return done
 
 

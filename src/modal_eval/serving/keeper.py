@@ -9,25 +9,21 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
 
 from modal_eval import checkpoints
 from modal_eval.config.models import RunConfig
 from modal_eval.errors import ModalEvalError, ServerError
-from modal_eval.processes import boot_id, is_alive, start_ticks
 from modal_eval.records import PreparedModel
 from modal_eval.serving import replicas as processes
 from modal_eval.serving import sharing
-from modal_eval.serving.leases import drop_lease, new_lease_id, now, write_whole
+from modal_eval.serving.keeper_state import ASKED, STATE, State
+from modal_eval.serving.leases import drop_lease, new_lease_id, write_whole
 
-ASKED, STATE = "asked.json", "state.json"
 LOOK_S = 1.0
 """How often it looks whether it is still wanted, and whether its replicas live."""
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -37,41 +33,6 @@ HEARD = 20
 
 class Unwanted(BaseException):
     """Nobody has a right to the server any more, or this process was asked to end. Nothing but the exit handles it."""
-
-
-@dataclass
-class State:
-    """What the keeper says of itself."""
-
-    pid: int
-    started: float
-    boot_id: str
-    since: str
-    said: list[str] = field(default_factory=list)
-    """What it did, the latest words only."""
-    said_count: int = 0
-    urls: list[str] = field(default_factory=list)
-    """Empty until every replica has answered."""
-    facts: dict[str, Any] = field(default_factory=dict)
-    fault: str = ""
-    """Why there is no server."""
-    fault_kind: str = ""
-
-    @classmethod
-    def mine(cls) -> Self:
-        return cls(os.getpid(), start_ticks(os.getpid()), boot_id(), now())
-
-    @property
-    def alive(self) -> bool:
-        return self.boot_id == boot_id() and is_alive(self.pid, self.started)
-
-
-def read_state(folder: Path) -> State | None:
-    """What the keeper of `folder` said last; `None` when it has said nothing, or ended in order."""
-    try:
-        return State(**json.loads((folder / STATE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
 
 
 class Keeper:

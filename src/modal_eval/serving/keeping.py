@@ -23,8 +23,8 @@ from modal_eval.config.models import RunConfig
 from modal_eval.errors import ModalEvalError, ServerError
 from modal_eval.processes import boot_id, is_alive, kill_group, last_lines, start_ticks
 from modal_eval.records import Lease, PreparedModel, ServerHandle
-from modal_eval.serving import keeper, sharing
-from modal_eval.serving.keeper import State, read_state
+from modal_eval.serving import sharing
+from modal_eval.serving.keeper_state import ASKED, STATE, State, read_state
 from modal_eval.serving.leases import (
     drop_lease,
     end_processes,
@@ -45,6 +45,7 @@ POLL_S = 0.1
 END_S = 3 * STOP_GRACE_S
 """A keeper ends its replicas in this time; one that does not is killed, and they with it."""
 LOG_LINES = 400
+LOGS_S = 7 * 86400.0
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
 
 
@@ -141,7 +142,7 @@ def _start_keeper(config: RunConfig, model: PreparedModel, name: str) -> int:
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "logs").mkdir(parents=True, mode=0o700)
     asked = {"config": config.model_dump(mode="json"), "model": model.to_json()}
-    write_whole(folder / keeper.ASKED, asked)
+    write_whole(folder / ASKED, asked)
     with (folder / "logs" / "keeper.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "modal_eval.serving.keeper", str(folder)],
@@ -242,7 +243,7 @@ def end(name: str, keeper_process: tuple[int, float]) -> None:
         end_processes(left)
         for lease in left:
             drop_lease(lease)
-        (folder_of(name) / keeper.STATE).unlink(missing_ok=True)
+        (folder_of(name) / STATE).unlink(missing_ok=True)
 
 
 def save_logs(lease: Lease) -> None:
@@ -255,6 +256,17 @@ def save_logs(lease: Lease) -> None:
         if log.stem != "keeper":
             with contextlib.suppress(OSError):  # it is worth a line, not the run
                 (place / log.name).write_text(last_lines(log, LOG_LINES) + "\n", encoding="utf-8")
+
+
+def forget_old() -> None:
+    """Remove the folders of servers that ended `LOGS_S` seconds ago; until then somebody may want to read their logs."""
+    for log in (paths.state_dir() / "servers").glob("*/logs/keeper.log"):
+        name = log.parent.parent.name
+        with contextlib.suppress(FileNotFoundError):  # somebody was faster
+            if time.time() - log.stat().st_mtime > LOGS_S and not any(one.app == name for one in leases()):
+                with sharing.lock(name):
+                    if not (running(name) or sharing.shares(name)):
+                        shutil.rmtree(folder_of(name), ignore_errors=True)
 
 
 def deploy(config: RunConfig, model: PreparedModel, *, say: Callable[[str], None]) -> Lease:
