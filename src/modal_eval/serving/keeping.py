@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -33,6 +34,7 @@ from modal_eval.serving.leases import (
     leases,
     new_lease_id,
     note_server,
+    now,
     take_lease,
     write_lease,
     write_whole,
@@ -149,7 +151,17 @@ def _start_keeper(config: RunConfig, model: PreparedModel, name: str) -> int:
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     _children.append(process)
+    _announce(folder, process.pid)
     return process.pid
+
+
+def _announce(folder: Path, pid: int) -> None:
+    """Write the keeper's first state for it, unless it has: who comes before it can would start another one."""
+    first = folder / f"{STATE}.{pid}"
+    write_whole(first, vars(State(pid, start_ticks(pid), boot_id(), now())))
+    with contextlib.suppress(FileExistsError):
+        os.link(first, folder / STATE)
+    first.unlink()
 
 
 _children: list[subprocess.Popen[bytes]] = []
