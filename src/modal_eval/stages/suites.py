@@ -109,6 +109,8 @@ class Suite:
                     f"{self.suite_dir} holds the suite {before['suite']} of {before['model']}, not {self.name} of {self.model}; "
                     "start a new one without a folder"
                 )
+        kept_rows = {name: row for name, row in before["outcomes"].items() if row["status"] == "complete"}
+        write_json(path, {**before, **self.describe(), "outcomes": kept_rows})
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -154,7 +156,7 @@ def evaluate_here(
     asked = RunRequest(model=suite.model, benchmark=entry.benchmark, overrides=entry.overrides, run_dir=run_dir)
     write_whole(request, [asked.model_dump_json().encode()])
     begins_at = log.stat().st_size if log.is_file() else 0
-    command = [sys.executable, "-m", "modal_eval.cli.requested", str(request)]
+    command = [sys.executable, "-m", "modal_eval.cli.requested", "run", str(request)]
     env = {**os.environ, **variables, "MODAL_EVAL_TAGS": ",".join(tags)}
     with OwnedProcess.start(command, log_path=log, env=env, grace_s=STOP_GRACE_S) as process:
         while (code := process.poll()) is None and not stopping.wait(POLL_S):

@@ -1,0 +1,142 @@
+"""A batch: the same suite for many checkpoints, so many at a time, each in a process of its own.
+
+`outputs/evals/batches/{batch_id}/` holds `batch.json`, a log for each job, and one table over all: `table.md` with a row a
+checkpoint, `table.csv` with a row a checkpoint and benchmark.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import secrets
+import sys
+import threading
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from modal_eval import paths
+from modal_eval.config.jobs import Job
+from modal_eval.config.models import Overrides
+from modal_eval.config.request import SuiteRequest, Where
+from modal_eval.config.suites import load_suite, resolve_suite
+from modal_eval.processes import OwnedProcess
+from modal_eval.reports.suite_table import CSV_KEYS
+from modal_eval.reports.tables import score_text
+from modal_eval.results.files import read_json, write_json, write_whole
+from modal_eval.stages.suites import STOP_GRACE_S, Outcome, owed
+
+POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch that is being worked on."""
+
+    batch_dir: Path
+    suite: str
+    jobs: tuple[Job, ...]
+    overrides: Overrides
+    where: Where
+
+    def check(self) -> None:
+        """Raise `ConfigError` for a wrong setting of any job."""
+        for job in self.jobs:
+            resolve_suite(job.checkpoint_path, load_suite(self.suite), self.overrides)
+
+    def open(self) -> None:
+        """Check everything, then make the folder."""
+        self.check()
+        paths.logs_dir(self.batch_dir).mkdir(parents=True, exist_ok=True)
+        (self.batch_dir / "jobs").mkdir(parents=True, exist_ok=True)
+        write_json(
+            self.batch_dir / "batch.json", {"suite": self.suite, "jobs": [job.model_dump() for job in self.jobs]}
+        )
+
+    def suite_dir(self, job: Job) -> Path:
+        group = f"{load_suite(self.suite).name}--{job.slug}"
+        return (paths.output_root() / "suites" / group / f"{self.batch_dir.name}-{job.slug}").absolute()
+
+    def rows(self, job: Job) -> list[Outcome]:
+        """How each benchmark of a job ended so far."""
+        names = [entry.name for entry in load_suite(self.suite).benchmarks]
+        path = self.suite_dir(job) / paths.SUITE
+        held = read_json(path)["outcomes"] if path.is_file() else {}
+        return [held.get(name) or owed(name) for name in names]
+
+    def work_off(self, at_once: int, benchmarks_at_once: int, variables: dict[str, str]) -> Generator[Job]:
+        """Run every job, so many at a time, and yield each as it ends. Closing it stops those that run."""
+        stopping = threading.Event()
+        with ThreadPoolExecutor(at_once) as threads:
+            started = {
+                threads.submit(self._run, job, benchmarks_at_once, variables, stopping): job for job in self.jobs
+            }
+            try:
+                for future in as_completed(started):
+                    future.result()
+                    self.write_tables()
+                    yield started[future]
+            finally:
+                stopping.set()
+
+    def _run(self, job: Job, at_once: int, variables: dict[str, str], stopping: threading.Event) -> None:
+        if stopping.is_set():
+            return
+        folder = self.batch_dir / "jobs"
+        request = SuiteRequest(
+            model=job.checkpoint_path,
+            suite=self.suite,
+            overrides=self.overrides,
+            where=self.where,
+            suite_dir=self.suite_dir(job),
+        )
+        write_whole(folder / f"{job.slug}.json", [request.model_dump_json().encode()])
+        command = [
+            sys.executable,
+            "-m",
+            "modal_eval.cli.requested",
+            "suite",
+            str(folder / f"{job.slug}.json"),
+            str(at_once),
+        ]
+        with OwnedProcess.start(
+            command, log_path=folder / f"{job.slug}.log", env={**os.environ, **variables}, grace_s=2 * STOP_GRACE_S
+        ) as process:
+            while process.poll() is None and not stopping.wait(POLL_S):
+                pass
+
+    def write_tables(self) -> None:
+        write_whole(self.batch_dir / "table.md", [self.markdown().encode()])
+        write_whole(self.batch_dir / "table.csv", [self.csv().encode()])
+
+    def markdown(self) -> str:
+        """A row a checkpoint, a column a benchmark."""
+        names = [entry.name for entry in load_suite(self.suite).benchmarks]
+        lines = [f"| checkpoint | {' | '.join(names)} |", "|" + "---|" * (len(names) + 1)]
+        lines += [f"| {job.output_name} | {' | '.join(map(cell, self.rows(job)))} |" for job in self.jobs]
+        return "\n".join(lines) + "\n"
+
+    def csv(self) -> str:
+        """A row a checkpoint and benchmark, with full precision."""
+        written = io.StringIO()
+        writer = csv.DictWriter(written, ("checkpoint", *CSV_KEYS), extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        for job in self.jobs:
+            writer.writerows(
+                {"checkpoint": job.output_name, **row, **(row.get("interval") or {})} for row in self.rows(job)
+            )
+        return written.getvalue()
+
+
+def cell(row: Outcome) -> str:
+    """A score with its standard error; what is no score yet says so."""
+    if row.get("avg_reward") is None:
+        return str(row["status"])
+    score = score_text(row["avg_reward"], row.get("stderr"))
+    return score if row["status"] == "complete" else f"{score} ({row['status']})"
+
+
+def batch_folder() -> Path:
+    return paths.output_root() / "batches" / secrets.token_hex(4)
