@@ -83,6 +83,24 @@ def test_vllm_answers_and_kill_9_of_its_main_process_leaves_no_orphan(model_fold
     assert serving.leases() == []
 
 
+def test_a_kept_vllm_is_used_by_the_next_run_and_all_of_it_is_gone_after_the_stop(model_folder, run_dir):
+    asked = config(model_folder)
+    kept = asked.model_copy(update={"infra": asked.infra.model_copy(update={"keep": 600})})
+    first = serving.start_server(kept, resolve_model(kept), run_dir)
+    serving.stop_server(first)
+    second = serving.start_server(asked, resolve_model(asked), run_dir)
+    assert second.base_urls == first.base_urls
+    assert httpx.get(f"{second.base_urls[0]}/models", timeout=60).status_code == 200
+    (server,) = serving.servers()
+    (keeper,) = {one.holder_pid for one in server.processes}
+    tree = [psutil.Process(keeper), *descendants(keeper)]
+    assert len(tree) >= 4, "keeper, guardian, vLLM, and its engine"
+    serving.stop_server(second)
+    assert [deed.outcome for deed in serving.stop_all(serving.servers()).deeds] == ["stopped"]
+    assert all_gone(tree)
+    assert serving.leases() == []
+
+
 def test_kill_9_of_the_holder_while_vllm_loads_leaves_nothing_of_it(model_folder, run_dir):
     script = f"""if True:
         import pathlib, sys
