@@ -26,6 +26,7 @@ from modal_eval.errors import ServerError
 from modal_eval.records import Lease, PreparedModel, ServerHandle
 from modal_eval.serving import modal_app, modal_calls, modal_keys, modal_servers
 from modal_eval.serving.leases import write_lease
+from modal_eval.serving.prices import estimate
 from tests.support.hub import serve_hub
 from tests.support.modal_account import BROKEN, COMMIT, FILES, HIDDEN, MODEL, ROOT, SILENT, Account, account_with_vllm
 
@@ -176,6 +177,10 @@ def test_an_app_whose_lease_is_gone_is_found_by_its_tags(modal: Account, tmp_pat
     (orphan,) = serving.orphans()
     assert (orphan.app, orphan.ours, orphan.may_stop) == (lease.app, True, True)
     assert orphan.serves(MODEL)
+    assert orphan.price == estimate("A100-80GB", 1)
+    write_lease(lease)
+    assert not serving.stop_orphan(orphan), "somebody has come to share it meanwhile"
+    (tmp_path / "state" / "leases" / f"{lease.lease_id}.json").unlink()
     assert json.loads(command("status", "--json").stdout)[0]["holder"] == "nobody: no lease of it is left"
     assert "`modal-eval stop` ends" in command("status").stderr
     assert lease.app in command("stop").stderr
@@ -309,7 +314,9 @@ def test_modals_own_command_and_ours_deploy_the_same_app_and_runs_leave_it(modal
         f"{told['url']}/models", headers={"Authorization": f"Bearer {Path(told['key_file']).read_text()}"}, timeout=60
     )
     assert answer.json()["data"][0]["id"] == MODEL
-    command("stop", "-m", MODEL)
+    command("stop", "-m", MODEL, "-b", "math500")
+    assert events(modal, "stop", app.app) == []
+    command("stop", "-m", MODEL, "-b", "gsm8k")
     assert len(events(modal, "stop", app.app)) == 1
 
 

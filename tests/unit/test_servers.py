@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -15,9 +16,10 @@ from modal_eval.cli.status import describe
 from modal_eval.config.load import resolve
 from modal_eval.config.models import BenchmarkConfig, Overrides, RunConfig
 from modal_eval.errors import ConfigError
-from modal_eval.processes import start_ticks
+from modal_eval.processes import OwnedProcess, start_ticks
 from modal_eval.records import Lease
 from modal_eval.serving import keeping, sharing
+from modal_eval.serving.cleaning import stop_dead
 from modal_eval.serving.leases import take_lease, write_lease
 from modal_eval.serving.prices import PER_SECOND, VARIABLE, Price, corrections, estimate, per_second, price_of
 
@@ -166,3 +168,25 @@ def test_the_logs_of_a_server_that_ended_are_removed_after_a_week_and_those_of_o
     lease("a", Price(), app=used.name, kind="keeper")
     assert serving.clean(modal=False).faults == []
     assert (old.exists(), fresh.exists(), used.exists()) == (False, True, True)
+
+
+def test_a_server_that_somebody_was_given_after_the_first_look_is_not_stopped():
+    with OwnedProcess.start(["sleep", "600"]) as process:
+        mine = lease("a", Price(), deadline=1.0, server_pid=process.pid, server_started=process.started)
+        (seen,) = serving.servers()
+        write_lease(replace(mine, deadline=time.time() + 600))
+        assert list(stop_dead(seen)) == []
+        assert process.poll() is None
+        write_lease(mine)
+        assert [deed.outcome for deed in stop_dead(seen)] == ["stopped"]
+        assert process.wait(30) == -signal.SIGTERM
+    assert serving.leases() == []
+
+
+def test_a_dead_runs_share_in_a_server_that_others_use_is_dropped():
+    lease("dead", Price(), app="llamacpp-m-1", kind="keeper", holder_pid=1, holder_started=1.0)
+    lease("live", Price(), app="llamacpp-m-1", kind="keeper")
+    assert serving.clean(modal=False, dry=True).deeds == []
+    assert len(serving.leases()) == 2
+    assert serving.clean(modal=False).deeds == []
+    assert [one.lease_id for one in serving.leases()] == ["live"]
