@@ -190,6 +190,7 @@ COMMANDS = (
     "watch once",
     "watch loop",
     "watch serve",
+    "worker",
     "gpus",
 )
 
