@@ -197,6 +197,22 @@ def test_a_server_that_cannot_start_is_told_with_its_last_words_and_leaves_nothi
     serving.stop_server(holder)
 
 
+def test_a_kept_server_that_dies_for_good_tells_its_last_words_and_is_shared_no_more(here: Machine, tmp_path: Path):
+    wanted = config(infra={"max_restarts": 0})
+    first, second = start(tmp_path, wanted), start(tmp_path, wanted)
+    pid = processes()[1][0]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: serving.server_exit(first) is not None)
+    until(lambda: serving.server_exit(second) is not None)
+    assert f"the model server (pid {pid}) was killed by signal 9" in str(serving.server_exit(first))
+    again = start(tmp_path, wanted)
+    assert answers(again)
+    for handle in (first, second, again):
+        serving.stop_server(handle)
+    assert answers(again)
+    assert here.leased() == [0]
+
+
 def test_a_kept_replica_that_dies_is_started_again_by_its_keeper(here: Machine, tmp_path: Path):
     handle = start(tmp_path, config())
     _, (pid, started) = processes()

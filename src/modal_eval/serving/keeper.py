@@ -21,7 +21,7 @@ from modal_eval.errors import ModalEvalError, ServerError
 from modal_eval.records import PreparedModel
 from modal_eval.serving import replicas as processes
 from modal_eval.serving import sharing
-from modal_eval.serving.keeper_state import ASKED, STATE, State
+from modal_eval.serving.keeper_state import ASKED, STATE, State, read_state
 from modal_eval.serving.leases import drop_lease, new_lease_id, write_whole
 
 LOOK_S = 1.0
@@ -71,6 +71,17 @@ class Keeper:
         be_deaf()
         raise Unwanted
 
+    def fail(self, error: Exception) -> None:
+        """Say why there is no server, at once: nobody is to come to one that is being ended."""
+        be_deaf()
+        known = isinstance(error, ModalEvalError)
+        self.state.fault = str(error) if known else f"{type(error).__name__}: {error}"
+        self.state.fault_kind = type(error).__name__ if known else ServerError.__name__
+        with sharing.lock(self.name):
+            current = read_state(self.path.parent)
+            if current is None or current.pid == self.state.pid:  # else another keeper has taken the name over
+                self.write()
+
     def run(self) -> None:
         self.write()
         hold = checkpoints.use(self.model)
@@ -82,7 +93,7 @@ class Keeper:
                 self.say(f"{self.name} is ready")
                 while (last_words := processes.look_after(running)) is None:
                     time.sleep(LOOK_S)
-                raise ServerError(last_words)
+                self.fail(ServerError(last_words))
             finally:
                 be_deaf()
                 processes.end(running)
@@ -117,12 +128,8 @@ def main(folder: Path) -> int:
         return 0
     except Exception as error:
         logging.exception("%s", keeper.name)
-        known = isinstance(error, ModalEvalError)
-        keeper.state.fault = str(error) if known else f"{type(error).__name__}: {error}"
-        keeper.state.fault_kind = type(error).__name__ if known else ServerError.__name__
-        keeper.write()
-        return 1
-    return 0
+        keeper.fail(error)
+    return 1 if keeper.state.fault else 0
 
 
 if __name__ == "__main__":

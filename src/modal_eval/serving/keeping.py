@@ -77,9 +77,9 @@ def name_of(config: RunConfig, model: PreparedModel, *, say: Callable[[str], Non
 
 
 def running(name: str) -> State | None:
-    """The living keeper of the server `name`."""
+    """The keeper of the server `name`, if it lives and its server does."""
     state = read_state(folder_of(name))
-    return state if state and state.alive else None
+    return state if state and state.alive and not state.fault else None
 
 
 def start(
@@ -211,11 +211,13 @@ def gone(lease: Lease) -> str:
 
 
 def exit_message(lease_id: str) -> str | None:
-    """Why the server is not ours any more; `None` while its keeper and the lease stand."""
+    """Why the server is not ours any more; `None` while it and the lease stand."""
     lease = lease_of(lease_id)
     if lease is None:
         return f"the server was stopped by somebody else (its lease {lease_id} is gone)"
-    return None if _alive(lease) else gone(lease)
+    state = read_state(folder_of(lease.app))
+    failed = state is not None and state.fault != "" and state.pid == lease.server_pid
+    return gone(lease) if failed or not _alive(lease) else None
 
 
 def finish(lease: Lease) -> None:
