@@ -26,6 +26,9 @@ BACKLOG = 4096
 LOG_LINES = 256
 LOG_EVERY_S = 1.0
 GRACE_S = 1
+KEEP_ALIVE_S = 3600
+"""A connection without a call stays open longer than any client keeps it: closed by us, it could break just when the client
+writes its next call, which nobody may then send again."""
 SWITCH_S = 0.0005
 """How long the journal's thread may have to wait for the interpreter after a flush; Python's default is 5 ms."""
 
@@ -73,6 +76,7 @@ def main() -> int:
             date_header=False,
             server_header=False,
             timeout_graceful_shutdown=GRACE_S,
+            timeout_keep_alive=KEEP_ALIVE_S,
         )
         uvicorn.Server(config).run(sockets=[listener])
     return 0
