@@ -14,9 +14,11 @@ from modal_eval.cli.output import complain
 from modal_eval.cli.suite import exit_code, run_suite, show_table
 from modal_eval.config.request import RunRequest, SuiteRequest
 from modal_eval.errors import EXIT_INTERRUPTED, ModalEvalError
+from modal_eval.stages.children import end_with_parent
 
 
 def main(kind: str, path: str, at_once: str = "1") -> int:
+    end_with_parent()
     text = Path(path).read_text(encoding="utf-8")
     try:
         if kind == "run":

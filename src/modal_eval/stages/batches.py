@@ -10,7 +10,6 @@ import csv
 import io
 import os
 import secrets
-import sys
 import threading
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -22,13 +21,11 @@ from modal_eval.config.jobs import Job
 from modal_eval.config.models import Overrides
 from modal_eval.config.request import SuiteRequest, Where
 from modal_eval.config.suites import load_suite, resolve_suite
-from modal_eval.processes import OwnedProcess
 from modal_eval.reports.suite_table import CSV_KEYS
 from modal_eval.reports.tables import score_text
 from modal_eval.results.files import read_json, write_json, write_whole
-from modal_eval.stages.suites import STOP_GRACE_S, Outcome, owed
-
-POLL_S = 0.2
+from modal_eval.stages.children import run_child
+from modal_eval.stages.suites import Outcome, owed
 
 
 @dataclass(frozen=True)
@@ -93,19 +90,8 @@ class Batch:
             suite_dir=self.suite_dir(job),
         )
         write_whole(folder / f"{job.slug}.json", [request.model_dump_json().encode()])
-        command = [
-            sys.executable,
-            "-m",
-            "modal_eval.cli.requested",
-            "suite",
-            str(folder / f"{job.slug}.json"),
-            str(at_once),
-        ]
-        with OwnedProcess.start(
-            command, log_path=folder / f"{job.slug}.log", env={**os.environ, **variables}, grace_s=2 * STOP_GRACE_S
-        ) as process:
-            while process.poll() is None and not stopping.wait(POLL_S):
-                pass
+        words = ["suite", str(folder / f"{job.slug}.json"), str(at_once)]
+        run_child(words, folder / f"{job.slug}.log", {**os.environ, **variables}, stopping)
 
     def write_tables(self) -> None:
         write_whole(self.batch_dir / "table.md", [self.markdown().encode()])

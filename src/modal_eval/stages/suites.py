@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,17 +21,13 @@ from modal_eval.config.models import Overrides, RunConfig
 from modal_eval.config.request import RunRequest, SuiteRequest
 from modal_eval.config.suites import load_suite, resolve_suite, serving_key, settings_of
 from modal_eval.errors import EXIT_DONE, EXIT_INCOMPLETE, ConfigError, IdentityError, SuiteError
-from modal_eval.processes import OwnedProcess
 from modal_eval.reports.suite_table import csv_table, markdown_table
 from modal_eval.results.files import read_json, write_json, write_whole
 from modal_eval.results.run_folder import folder_called, model_slug, now
+from modal_eval.stages.children import run_child
 
 KEEP_S = 180
 """For so long a server that other benchmarks of the suite need waits for the next of them."""
-
-STOP_GRACE_S = 60.0
-"""A run that is told to stop gives its server back in this time."""
-POLL_S = 0.2
 
 Outcome = dict[str, Any]
 """How one benchmark ended: a row of the table."""
@@ -156,11 +151,8 @@ def evaluate_here(
     asked = RunRequest(model=suite.model, benchmark=entry.benchmark, overrides=entry.overrides, run_dir=run_dir)
     write_whole(request, [asked.model_dump_json().encode()])
     begins_at = log.stat().st_size if log.is_file() else 0
-    command = [sys.executable, "-m", "modal_eval.cli.requested", "run", str(request)]
     env = {**os.environ, **variables, "MODAL_EVAL_TAGS": ",".join(tags)}
-    with OwnedProcess.start(command, log_path=log, env=env, grace_s=STOP_GRACE_S) as process:
-        while (code := process.poll()) is None and not stopping.wait(POLL_S):
-            pass
+    code = run_child(["run", str(request)], log, env, stopping)
     if code is None:
         raise SuiteError(f"{entry.name} was stopped with its suite; what is finished is kept")
     if code not in (EXIT_DONE, EXIT_INCOMPLETE):
