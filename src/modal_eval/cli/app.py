@@ -9,7 +9,23 @@ from cyclopts import App, Argument, CycloptsError, MissingArgumentError, Paramet
 from pydantic import ValidationError
 
 from modal_eval import __version__
-from modal_eval.cli import benchmarks, deploy, doctor, gpus, init, resume, run, runs, score, status, stop, suite, watch, worker
+from modal_eval.cli import (
+    batch,
+    benchmarks,
+    deploy,
+    doctor,
+    gpus,
+    init,
+    resume,
+    run,
+    runs,
+    score,
+    status,
+    stop,
+    suite,
+    watch,
+    worker,
+)
 from modal_eval.cli.output import complain
 from modal_eval.config.load import explain
 from modal_eval.config.models import Overrides
@@ -27,7 +43,23 @@ app = App(
     suppress_keyboard_interrupt=False,  # `run_command` says what an interrupt means
     default_parameter=Parameter(negative=(), name_transform=lambda name: name, show_default=False),
 )
-for module in (run, suite, resume, score, runs, benchmarks, deploy, status, stop, watch, worker, gpus, doctor, init):
+for module in (
+    run,
+    suite,
+    batch,
+    resume,
+    score,
+    runs,
+    benchmarks,
+    deploy,
+    status,
+    stop,
+    watch,
+    worker,
+    gpus,
+    doctor,
+    init,
+):
     app.command(module.command, name=module.__name__.rpartition(".")[2])
 
 
