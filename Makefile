@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Tests side by side: they wait more than they compute, and some start servers that take a core each.
 WORKERS ?= 2
 
-.PHONY: setup demo test check test-vllm test-slow benchmark lock clean
+.PHONY: setup demo prefect-demo test check test-vllm test-slow benchmark lock clean
 
 setup: .venv/.ready
 
@@ -18,6 +18,10 @@ setup: .venv/.ready
 
 demo: setup
 	$(BIN)/modal-eval run -m SmolLM2-135M-Instruct -b demo
+
+# A Prefect server, two workers, every deployment, one evaluation; everything is gone afterwards.
+prefect-demo: setup
+	$(BIN)/python scripts/prefect_demo.py
 
 test: setup
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not vllm and not slow"
