@@ -28,16 +28,24 @@ def load_benchmark(name: str) -> BenchmarkConfig:
 
     Raises `ConfigError` that names the nearest benchmark or key.
     """
+    path, data = read_named("benchmark", name, benchmark_files(), option="-b", page="docs/benchmark-yaml.md")
+    return checked(BenchmarkConfig, {"name": path.stem, **data}, where=str(path))
+
+
+def read_named(kind: str, name: str, files: dict[str, Path], *, option: str, page: str) -> tuple[Path, dict[str, Any]]:
+    """The YAML file of a `kind` that is asked for by the name of a shipped one or by a path, and what it holds.
+
+    Raises `ConfigError` with the nearest name; `option` and `page` say how to give one of one's own.
+    """
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
         if not path.is_file():
-            raise ConfigError(f"benchmark file {name} does not exist")
+            raise ConfigError(f"{kind} file {name} does not exist")
     else:
-        files = benchmark_files()
         if name not in files:
             raise ConfigError(
-                f"benchmark '{name}' is not known.{nearest(name, files)} Known are: {', '.join(files) or 'none'}; a "
-                "file of your own goes as -b path/to/benchmark.yaml"
+                f"{kind} '{name}' is not known.{nearest(name, files)} Known are: {', '.join(files) or 'none'}; a "
+                f"file of your own goes as {option} path/to/{kind}.yaml"
             )
         path = files[name]
     try:
@@ -45,8 +53,8 @@ def load_benchmark(name: str) -> BenchmarkConfig:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
-        raise ConfigError(f"{path} holds {type(data).__name__}, not keys and values; see docs/benchmark-yaml.md")
-    return checked(BenchmarkConfig, {"name": path.stem, **data}, where=str(path))
+        raise ConfigError(f"{path} holds {type(data).__name__}, not keys and values; see {page}")
+    return path, data
 
 
 def resolve(model: str, benchmark: BenchmarkConfig, overrides: Overrides | None = None) -> RunConfig:

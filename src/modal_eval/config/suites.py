@@ -7,12 +7,10 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
-from modal_eval.config.load import checked, load_benchmark, merge, nearest, resolve
+from modal_eval.config.load import checked, load_benchmark, merge, read_named, resolve
 from modal_eval.config.models import Overrides, RunConfig, Section
-from modal_eval.errors import ConfigError
 from modal_eval.paths import project_root
 
 
@@ -69,24 +67,7 @@ def load_suite(name: str) -> SuiteConfig:
 
     Raises `ConfigError` that names the nearest suite or key, and for a benchmark that does not exist.
     """
-    if name.endswith((".yaml", ".yml")):
-        path = Path(name)
-        if not path.is_file():
-            raise ConfigError(f"suite file {name} does not exist")
-    else:
-        files = suite_files()
-        if name not in files:
-            raise ConfigError(
-                f"suite '{name}' is not known.{nearest(name, files)} Known are: {', '.join(files) or 'none'}; a file of "
-                "your own goes as -s path/to/suite.yaml"
-            )
-        path = files[name]
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} holds {type(data).__name__}, not keys and values; see docs/suites.md")
+    path, data = read_named("suite", name, suite_files(), option="-s", page="docs/suites.md")
     suite = checked(SuiteConfig, {"name": path.stem, **data}, where=str(path))
     for entry in suite.benchmarks:
         load_benchmark(entry.benchmark)
