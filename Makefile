@@ -24,6 +24,7 @@ prefect-demo: setup
 	$(BIN)/python scripts/prefect_demo.py
 
 test: setup
+	./scripts/install-system-packages --tests
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not vllm and not slow"
 
 check: setup

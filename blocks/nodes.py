@@ -13,7 +13,7 @@ class Node(Block):
 
     host: str = Field(description="Name or address, or a Host of ~/.ssh/config.")
     user: str | None = None
-    port: int = Field(default=22, ge=1, le=65535)
+    port: int | None = Field(default=None, ge=1, le=65535)
     home: str = Field(pattern="^/", description="Absolute path of the checkout of modal-eval on the node.")
     python: str = Field(pattern="^/", description="Absolute path of the Python there that has modal-eval.")
     work_pool: str = Field(default="a100", description="The work pool that its worker serves.")
@@ -21,4 +21,5 @@ class Node(Block):
     limit: int = Field(default=8, ge=1, description="Runs at a time; the GPUs are shared by their leases.")
     revision: str | None = Field(default=None, description="Commit of the code there when its worker was started.")
     gpus: list[str] = Field(default=[], description="Names of its GPUs when its worker was started.")
+    systemd: bool = Field(default=True, description="Whether its worker is a systemd user unit.")
     draining: bool = Field(default=False, description="Whether it finishes what runs and takes nothing new.")

@@ -7,6 +7,7 @@
     ├── CheckpointError    whoever made the model folder: a file is missing or broken
     │   └── IncompleteError nobody yet: the checkpoint is still being written or copied
     ├── EngineEnvError     whoever looks after the machine: uv, a package, a Debian package
+    ├── NodeError          whoever looks after a node: SSH, its disk, its Python, its revision
     ├── GpuError           whoever looks after the node: no GPU, none free in time, a driver that does not answer
     ├── ServerError        the model server did not start, died, or cannot be reached
     ├── JournalError       the journal cannot be written or read (a full disk, a broken file)
@@ -64,6 +65,10 @@ class IncompleteError(CheckpointError):
 
 class EngineEnvError(ModalEvalError):
     """A harness's or an engine's environment is missing and cannot be made."""
+
+
+class NodeError(ModalEvalError):
+    """A node cannot be reached over SSH, or lacks what a worker needs."""
 
 
 class GpuError(ModalEvalError):

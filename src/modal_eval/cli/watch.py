@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
-import sys
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 from pydantic import ValidationError
 
-from modal_eval import paths
 from modal_eval.cli.evaluating import configured_prefect
+from modal_eval.cli.init import from_checkout
 from modal_eval.cli.options import Json
 from modal_eval.cli.output import data, print_json, talk
 from modal_eval.config.load import explain
@@ -114,7 +112,7 @@ def serve(
         )
     request = asked(address, bucket=bucket, memory=memory, settle=settle, max_age=max_age, interval=interval)
     require_prefect()
-    watcher = project_module("tasks.watching").watcher_for(request)
+    watcher = from_checkout("tasks.watching").watcher_for(request)
     from modal_eval.cli import watch_server
 
     log_to_terminal()
@@ -133,7 +131,7 @@ def asked(address: str | None, *, max_age: float, **settings: Any) -> WatchReque
 def run_flow(request: WatchRequest) -> dict[str, int]:
     require_prefect()
     log_to_terminal()
-    counts: dict[str, int] = project_module("flows.watch").watch(request)
+    counts: dict[str, int] = from_checkout("flows.watch").watch(request)
     return counts
 
 
@@ -142,14 +140,6 @@ def require_prefect() -> None:
         raise ServerError(
             "an event needs a Prefect server that outlives this command: start `prefect server start` and set PREFECT_API_URL"
         )
-
-
-def project_module(name: str) -> Any:
-    """A module of the checkout's own folders."""
-    root = str(paths.project_root())
-    if root not in sys.path:
-        sys.path.insert(0, root)
-    return importlib.import_module(name)
 
 
 def log_to_terminal() -> None:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import fcntl
-import importlib
 import json
 import os
 import platform
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from modal_eval import paths
 from modal_eval.cli.evaluating import configured_prefect
+from modal_eval.cli.init import from_checkout
 from modal_eval.errors import EXIT_DONE, ConfigError, ServerError
 from modal_eval.processes import start_ticks
 
@@ -45,19 +44,12 @@ def command(
     import anyio
 
     with alone(name, pool):
-        made = worker_class()(
+        made = from_checkout("deployments.draining_worker").DrainingWorker(
             work_pool_name=pool, work_queues=queue, name=name, limit=limit, create_pool_if_not_found=False
         )
         made.grace_s = grace
         anyio.run(made.start)
     return EXIT_DONE
-
-
-def worker_class() -> Any:
-    root = str(paths.project_root())
-    if root not in sys.path:
-        sys.path.insert(0, root)
-    return importlib.import_module("deployments.draining_worker").DrainingWorker
 
 
 @contextmanager
