@@ -1,5 +1,9 @@
 """Who is told."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from prefect.blocks.core import Block
 from prefect.blocks.fields import SecretDict
 from pydantic import Field
@@ -19,8 +23,20 @@ class NotificationTarget(Block):
         from apprise import Apprise  # slow to import, and few flows tell anybody anything
 
         failed = []
-        for name, url in self.urls.get_secret_value().items():
-            service = Apprise()
-            if not (service.add(url) and service.notify(body=body, title=subject)):
-                failed.append(name)
+        with _silent("apprise"):  # it would log URLs, which hold keys
+            for name, url in self.urls.get_secret_value().items():
+                service = Apprise()
+                if not (service.add(url) and service.notify(body=body, title=subject)):
+                    failed.append(name)
         return failed
+
+
+@contextmanager
+def _silent(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before

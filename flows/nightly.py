@@ -7,7 +7,7 @@ from prefect import flow
 from flows.suite import suite as suite_flow
 from modal_eval.config.models import Overrides, Target
 from modal_eval.config.request import AtOnce, BaselineName, ModelName, NumExamples, SuiteName, Where
-from tasks.gate import compare, refuse_worse, save
+from tasks.gate import compare, refuse_worse, save, tell
 from tasks.naming import nightly_run_name, suite_folder_of_flow_run
 
 
@@ -21,6 +21,7 @@ def nightly(
     num_examples: NumExamples | None = None,
     where: Where = "pools",
     at_once: AtOnce = 8,
+    notify: str | None = None,
     overrides: Overrides = Overrides(),  # noqa: B008 - frozen
 ) -> list[dict[str, Any]]:
     """Evaluate a suite and compare it with a baseline, example by example.
@@ -38,6 +39,7 @@ def nightly(
         where: `pools` gives each benchmark's run to the workers of its deployment, `here` starts them on the machine
             that works on the suite.
         at_once: Benchmarks that are worked on at a time.
+        notify: Name of a Notification Target block, whose people are told when a benchmark does not pass.
         overrides: Settings of every benchmark. What is left empty stays as the suite and the YAML say.
     """
     folder = suite_folder_of_flow_run(model, suite)
@@ -49,5 +51,6 @@ def nightly(
         save(baseline, folder)
         return []
     verdicts = compare(baseline, folder)
+    tell(notify, verdicts, baseline)
     refuse_worse(verdicts, baseline)
     return [one.describe() for one in verdicts]

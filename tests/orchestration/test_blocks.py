@@ -1,6 +1,7 @@
 """Blocks on a real Prefect server: registered, filled in, named by a flow's parameters, and their secrets kept."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -14,8 +15,11 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 import blocks
+from modal_eval.compare.baselines import save_baseline
+from modal_eval.compare.gate import Verdict
 from modal_eval.errors import ConfigError
 from tasks.accounts import in_the_name_of
+from tasks.gate import share_baseline, shared_baseline, tell
 from tests.support.cli import Cli
 from tests.support.hub_server import TOKEN, hub_server
 from tests.support.upstream import upstream
@@ -46,7 +50,9 @@ def example_blocks() -> dict[str, Any]:
         "node": blocks.Node(host="node-a", home="/srv/modal-eval", python="/srv/modal-eval/.venv/bin/python"),
         "modal-account": blocks.ModalAccount(token_id="ak-1", token_secret="as-the-teams-secret", environment="ci"),
         "hub-repository": blocks.HubRepository(repository="team/evals", token=TOKEN),
-        "baseline": blocks.Baseline(model="org/m@1", scores={"gsm8k": 0.5}, stderr={"gsm8k": 0.01}, source="a run"),
+        "baseline": blocks.Baseline(
+            baseline="b", model="org/m@1", made_at="2026-01-01", benchmarks={"gsm8k": {"scores": {}}}
+        ),
         "notification-target": blocks.NotificationTarget(urls={"chat": "json://127.0.0.1:9/hook-of-the-team"}),
     }
 
@@ -110,7 +116,18 @@ def test_modals_client_finds_the_named_account_for_as_long_as_it_is_named(here, 
         pass
 
 
-def test_who_can_be_told_is_told_and_who_cannot_is_named():
+def test_a_baseline_made_on_one_node_is_known_on_every_other(here, tmp_path, monkeypatch):
+    blocks.register_all()
+    monkeypatch.setenv("MODAL_EVAL_OUTPUT_DIR", str(tmp_path / "one"))
+    path = save_baseline("Main.v1", "org/m", {})
+    share_baseline("Main.v1")
+    monkeypatch.setenv("MODAL_EVAL_OUTPUT_DIR", str(tmp_path / "other"))
+    assert shared_baseline("Main.v1") == json.loads(path.read_text())
+    with pytest.raises(ConfigError, match="there is no baseline 'nobodys'"):
+        shared_baseline("nobodys")
+
+
+def test_who_can_be_told_of_a_regression_is_told_and_who_cannot_is_named(here, caplog):
     heard = []
 
     class Hook(BaseHTTPRequestHandler):
@@ -127,9 +144,23 @@ def test_who_can_be_told_is_told_and_who_cannot_is_named():
         thread.start()
         try:
             urls = {"chat": f"json://127.0.0.1:{server.server_port}/hook", "gone": "json://127.0.0.1:9/", "typo": "x"}
-            failed = blocks.NotificationTarget(urls=urls).notify("gsm8k fell by 3 points", "regression")
+            blocks.NotificationTarget(urls=urls).save("people", overwrite=True)
+            tell("people", [Verdict("ifeval", "equal")], "main")
+            tell(None, [Verdict("gsm8k", "worse")], "main")
+            with caplog.at_level(logging.WARNING, "modal_eval"):
+                tell(
+                    "people",
+                    [Verdict("gsm8k", "worse"), Verdict("ifeval", "equal"), Verdict("aime", "missing", why="lost")],
+                    "main",
+                )
         finally:
             server.shutdown()
             thread.join()
-    assert failed == ["gone", "typo"]
-    assert [(one["title"], one["message"]) for one in heard] == [("regression", "gsm8k fell by 3 points")]
+    assert [one.args for one in caplog.records if one.name == "modal_eval.gate"] == [
+        ("gone", "people"),
+        ("typo", "people"),
+    ]
+    assert "127.0.0.1" not in caplog.text, "an Apprise URL is a secret"
+    (told,) = heard
+    assert told["title"] == "2 of 3 benchmarks do not pass the gate of main"
+    assert told["message"] == "gsm8k is worse\naime is missing: lost"
