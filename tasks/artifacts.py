@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 PROGRESS_INTERVAL_S = 5.0
 OUTCOME = "outcome"
-"""Key of an artifact's metadata that holds a run's outcome, for a suite that runs on another machine."""
+"""Entry of an artifact's metadata that says: the other entries are a run's outcome, for a suite on another machine."""
 
 
 def key_of(*words: str) -> str:
@@ -40,7 +40,7 @@ def publish(
             key=key,
             data=json.dumps(data) if kind == "table" else data,
             description=description,
-            **({"metadata_": {OUTCOME: json.dumps(outcome)}} if outcome else {}),
+            **({"metadata_": packed(outcome)} if outcome else {}),
             flow_run_id=runtime.flow_run.id,
             **({"task_run_id": runtime.task_run.id} if runtime.task_run.id else {}),
         )
@@ -93,10 +93,15 @@ def outcome_of_flow_run(client: Any, flow_run_id: UUID) -> dict[str, Any] | None
         "sort": "CREATED_DESC",
     }
     for one in client.request("POST", "/artifacts/filter", json=body).json():
-        if text := (one.get("metadata_") or {}).get(OUTCOME):
-            found: dict[str, Any] = json.loads(text)
-            return found
+        metadata = one.get("metadata_") or {}
+        if metadata.pop(OUTCOME, None):
+            return {key: json.loads(text) for key, text in metadata.items()}
     return None
+
+
+def packed(outcome: dict[str, Any]) -> dict[str, str]:
+    """One entry a key: Prefect cuts each entry of an artifact's metadata off at 500 characters, without a word."""
+    return {OUTCOME: "true", **{key: json.dumps(value) for key, value in outcome.items()}}
 
 
 def logs_of(run_dir: Path) -> list[str]:

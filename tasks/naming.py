@@ -27,12 +27,12 @@ def eval_run_name() -> str:
 
 def suite_run_name() -> str:
     given = runtime.flow_run.parameters
-    return f"{given.get('suite')}·{label(str(given.get('model')))}"
+    return f"{Path(str(given.get('suite'))).stem}·{label(str(given.get('model')))}"
 
 
 def nightly_run_name() -> str:
     given = runtime.flow_run.parameters
-    return f"nightly {given.get('suite')}·{label(str(given.get('model')))}"
+    return f"nightly {Path(str(given.get('suite'))).stem}·{label(str(given.get('model')))}"
 
 
 def run_id_of_flow_run() -> str:
