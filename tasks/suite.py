@@ -39,7 +39,7 @@ def key_of_entry(context: TaskRunContext, parameters: dict[str, Any]) -> str | N
     """One result per suite, benchmark and settings."""
     entry: Entry = parameters["entry"]
     settings = hashlib.sha256(entry.overrides.model_dump_json().encode()).hexdigest()[:12]
-    return f"{context.task.name}/{parameters['suite'].suite_dir.name}/{entry.name}/{settings}"
+    return f"{context.task.name}/{parameters['suite'].suite_id}/{entry.name}/{settings}"
 
 
 @task(
@@ -53,7 +53,7 @@ def key_of_entry(context: TaskRunContext, parameters: dict[str, Any]) -> str | N
 def evaluate(suite: Suite, entry: Entry, where: Where) -> Outcome:
     """Run one benchmark to its end and return its row of the table; raises what it failed with."""
     tags = sorted(
-        {f"suite:{suite.name}", f"suite-run:{suite.suite_dir.name}", *([f"stage:{suite.stage}"] if suite.stage else [])}
+        {f"suite:{suite.name}", f"suite-run:{suite.suite_id}", *([f"stage:{suite.stage}"] if suite.stage else [])}
     )
     if where == "here":
         return suites.evaluate_here(suite, entry, tags, {"PREFECT_API_URL": str(PREFECT_API_URL.value())}, _stopping)
@@ -76,7 +76,7 @@ def _evaluate_in_pool(suite: Suite, entry: Entry, tags: list[str]) -> Outcome:
     try:
         made = run_deployment(
             name, parameters=parameters, timeout=0, tags=[*tags, *tags_of(suite.model, entry.name)],
-            idempotency_key=f"{suite.suite_dir.name}/{entry.name}",
+            idempotency_key=f"{suite.suite_id}/{entry.name}",
         )  # fmt: skip
     except ObjectNotFound as error:
         raise ServerError(
@@ -179,7 +179,11 @@ def refuse_failures(suite: Suite) -> None:
 def cancel_runs(_flow: Any, flow_run: Any, _state: Any) -> None:
     """When a suite is cancelled, so are its runs that have not ended."""
     folder = flow_run.parameters.get("suite_dir")
-    body = {"flow_runs": {"tags": {"all_": [f"suite-run:{Path(folder).name if folder else run_id_of(flow_run.id)}"]}}}
+    body = {
+        "flow_runs": {
+            "tags": {"all_": [f"suite-run:{suites.id_of(Path(folder)) if folder else run_id_of(flow_run.id)}"]}
+        }
+    }
     with get_client(sync_client=True) as client:
         for one in client.request("POST", "/flow_runs/filter", json=body).json():
             if one["state_type"] not in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):

@@ -75,7 +75,7 @@ class Suite:
             Entry(
                 entry.benchmark,
                 entry.name,
-                hashlib.sha256(f"{folder.name}/{entry.name}".encode()).hexdigest()[:8],
+                hashlib.sha256(f"{id_of(folder)}/{entry.name}".encode()).hexdigest()[:8],
                 kept(
                     settings_of(config, entry, request.overrides),
                     configs[entry.name],
@@ -107,9 +107,13 @@ class Suite:
         kept_rows = {name: row for name, row in before["outcomes"].items() if row["status"] == "complete"}
         write_json(path, {**before, **self.describe(), "outcomes": kept_rows})
 
+    @property
+    def suite_id(self) -> str:
+        return id_of(self.suite_dir)
+
     def describe(self) -> dict[str, Any]:
         return {
-            "suite_id": self.suite_dir.name,
+            "suite_id": self.suite_id,
             "suite": self.name,
             "model": self.model,
             "stage": self.stage,
@@ -172,6 +176,12 @@ def give_back(suite: Suite) -> None:
 def suite_folder(request: SuiteRequest, name: str) -> Path:
     group = f"{name}--{model_slug(request.model)}"
     return paths.output_root() / "suites" / group / (request.suite_id or secrets.token_hex(4))
+
+
+def id_of(suite_dir: Path) -> str:
+    """What tells a suite from all others: its folder's name where we made it, else a hash of where it stands."""
+    ours = suite_dir.absolute().is_relative_to((paths.output_root() / "suites").absolute())
+    return suite_dir.name if ours else hashlib.sha256(str(suite_dir.absolute()).encode()).hexdigest()[:8]
 
 
 def kept(overrides: Overrides, config: RunConfig, sharing: int) -> Overrides:
