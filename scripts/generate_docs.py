@@ -180,6 +180,8 @@ def cli_page() -> str:
 
 COMMANDS = (
     "run",
+    "suite",
+    "batch",
     "resume",
     "score",
     "runs",
@@ -191,7 +193,12 @@ COMMANDS = (
     "watch loop",
     "watch serve",
     "worker",
+    "node add",
+    "node list",
+    "node drain",
+    "node remove",
     "gpus",
+    "init",
 )
 
 

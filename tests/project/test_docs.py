@@ -7,10 +7,11 @@ Commands are run as they stand, page by page, beside one real run of the demo, e
 * `modal-eval run … -b demo` is the run that all pages share, with fewer examples.
 * `make` starts from a bare clone and takes minutes: its target has to exist.
 * `modal-eval gpus` sees a stand-in for the driver: its `--reap` ends processes.
+* `modal-eval node` and `modal-eval worker` need other machines and serve until they are ended: the command has to exist.
 * `modal-eval watch` finds a server of its own with an empty bucket; `watch serve` serves until it is ended: its options
   have to parse.
 * `prefect server start` serves until it is ended: its options have to parse. So do those of `modal`, which needs an
-  account; `modal-eval deploy` gets `--dry-run`.
+  account; `modal-eval deploy`, `suite` and `batch` get `--dry-run`.
 """
 
 import importlib.util
@@ -79,6 +80,10 @@ class Reader:
                 node.mkdir(exist_ok=True)
                 self.environment |= Machine(node).variables
                 self.run([sys.executable, "-m", "modal_eval.cli", "gpus", *words], command.exit_code)
+            case ["modal-eval", "node", word, *_]:
+                self.run([sys.executable, "-m", "modal_eval.cli", "node", word, "--help"], 0)
+            case ["modal-eval", "worker", *_]:
+                self.run([sys.executable, "-m", "modal_eval.cli", "worker", "--help"], 0)
             case ["modal-eval", "watch", "serve", *words]:
                 self.run([sys.executable, "-m", "modal_eval.cli", "watch", "serve", *words, "--help"], 0)
             case ["modal-eval" | ".venv/bin/modal-eval", *words]:
@@ -90,7 +95,7 @@ class Reader:
         if words[0] == "resume":
             (self.folder / SHARED_RUN / "metadata.json").unlink(missing_ok=True)  # else there is nothing to resume
         dry = words[0] == "run" and (words[1:3] != SHARED_ARGUMENTS[:2] or words[1:5] == SHARED_ARGUMENTS)
-        dry = dry or words[0] == "deploy"
+        dry = dry or words[0] in ("deploy", "suite", "batch")
         return [*words, "--dry-run"] if dry and "--dry-run" not in words else words
 
     def run(self, command: list[str], exit_code: int) -> None:
