@@ -139,6 +139,7 @@ def configured_prefect() -> str | None:
     """
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")  # the automation for dead runs waits for four
     from prefect.client.orchestration import get_client  # slow to import, and no other command needs it
     from prefect.settings import PREFECT_API_URL
 
