@@ -32,8 +32,8 @@ from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, Proc
 from modal_eval import orphans
 from modal_eval.processes import kill_group, start_ticks
 
-LONGEST_PAUSE_S = 60.0
-"""Between two questions to a server that does not answer."""
+LONGEST_PAUSE = 6
+"""Between two questions to a server that does not answer, in units of the usual one: a minute for one of 10 s."""
 POLL_S = 0.1
 AFTER_KILL_S = 15.0
 """For Prefect to notice the end of a flow that had to be killed, and to say so."""
@@ -95,7 +95,7 @@ class DrainingWorker(ProcessWorker):
                 failures += 1
                 if failures == 1:
                     self._logger.warning("the server does not answer (%s: %s); trying on", type(error).__name__, error)
-            pause = min(every_s * 2 ** min(failures, 10), max(LONGEST_PAUSE_S, every_s))
+            pause = every_s * min(2**failures, LONGEST_PAUSE)
             await anyio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - so that workers do not ask all at once
 
     async def get_and_submit_flow_runs(self) -> Any:

@@ -8,7 +8,11 @@ from modal_eval.cli.worker import alone
 from modal_eval.errors import ConfigError
 from tests.support.cli import Cli, finished
 from tests.support.pools import Pool, deploy_busy, is_there
-from tests.support.processes import Mark
+from tests.support.processes import Mark, until
+from tests.support.relay import relay
+
+TRIES = 24
+"""Connections that find nobody; Prefect's own worker gives up after twelve polls, and ends its flows."""
 
 
 def test_a_stopped_worker_lets_its_flows_give_back_what_they_hold_and_kills_the_one_that_does_not_end(
@@ -28,6 +32,27 @@ def test_a_stopped_worker_lets_its_flows_give_back_what_they_hold_and_kills_the_
     assert "it did not end in 15 s" in ended.stdout
     assert mark.wait_until_gone() == {}
     assert pool.state(gentle) == pool.state(stubborn) == "Crashed"
+
+
+def test_a_worker_and_its_run_outlast_a_server_that_is_away(cli: Cli, prefect_api: str):
+    name = deploy_busy(prefect_api)
+    with relay(prefect_api.removesuffix("/api")) as between:
+        pool = Pool(cli, name)
+        cli.env |= {"PREFECT_API_URL": f"{between.url}/api", "PREFECT_WORKER_QUERY_SECONDS": "0.3"}
+        process = pool.worker()
+        first, folder = pool.schedule("first")
+        is_there(folder / "working")
+        between.shut = True
+        until(lambda: between.refused >= TRIES, 240)
+        between.shut = False
+        (folder / "enough").touch()
+        until(lambda: pool.state(first) == "Completed", 120)
+        second, folder = pool.schedule("second")
+        is_there(folder / "working")
+        (folder / "enough").touch()
+        until(lambda: pool.state(second) == "Completed", 120)
+        process.send_signal(signal.SIGTERM)
+        finished(process, expect=0)
 
 
 def test_a_machine_has_one_worker_of_a_name(tmp_path, monkeypatch):

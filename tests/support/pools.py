@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 
@@ -47,7 +48,11 @@ class Pool:
         folder = self.cli.folder / name
         folder.mkdir()
         asked = {"parameters": {"folder": str(folder), **parameters}, "state": {"type": "SCHEDULED"}}
-        made = httpx.post(f"{self.api}/deployments/{self.deployment}/create_flow_run", json=asked, timeout=30)
+        url = f"{self.api}/deployments/{self.deployment}/create_flow_run"
+        deadline = time.monotonic() + WITHIN_S
+        while (made := httpx.post(url, json=asked, timeout=30)).status_code == httpx.codes.SERVICE_UNAVAILABLE:
+            assert time.monotonic() < deadline, made.text  # SQLite was locked by another request
+            time.sleep(0.2)
         return made.raise_for_status().json()["id"], folder
 
     def state(self, flow_run: str) -> str:

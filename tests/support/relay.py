@@ -22,6 +22,10 @@ class Relay:
 
     def __init__(self, target: str) -> None:
         self.url = ""
+        self.shut = False
+        """Whether the server is away: what is open is cut with its next byte, and nobody gets in."""
+        self.refused = 0
+        """How many tried meanwhile."""
         self._target = urlsplit(target)
         self._calls: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -44,6 +48,10 @@ class Relay:
         return heard[end:][-LONGEST_HEADER:]
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.shut:
+            self.refused += 1
+            writer.close()
+            return
         there, back = await asyncio.open_connection(self._target.hostname, self._target.port)
         ways = [
             asyncio.create_task(self._pass_on(reader, back, count=True)),
@@ -60,7 +68,7 @@ class Relay:
     async def _pass_on(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, count: bool) -> None:
         heard = b""
         with contextlib.suppress(OSError):
-            while piece := await source.read(65_536):
+            while (piece := await source.read(65_536)) and not self.shut:
                 if count:
                     heard = self._count(heard + piece)
                 sink.write(piece)
