@@ -1,0 +1,194 @@
+"""What a team does with a Prefect server: set it up, deploy everything, ask for runs, retry them on another node."""
+
+import json
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from modal_eval.config.load import benchmark_files
+from modal_eval.config.suites import suite_files
+from tests.support.cli import Cli, repeated
+from tests.support.processes import Mark, until
+from tests.support.team import ROOT, Team, write_lines
+from tests.support.upstream import upstream
+
+PROBLEMS = [{"question": f"What is {number} times 2?", "answer": "14"} for number in range(8)]
+SUMS = [{"question": f"What is {number} plus 1?", "answer": f"It is #### {number + 1}"} for number in range(4)]
+RIGHT, WRONG = "It is \\boxed{14}.", "It is \\boxed{15}."
+
+
+@pytest.fixture(scope="module", name="team")
+def installation(tmp_path_factory, prefect_api):
+    """A server that was set up and deployed to as the documentation says. Nothing of it is left running."""
+    mark = Mark()
+    team = Team(Cli(tmp_path_factory.mktemp("team"), mark, prefect_api))
+    team.cli("init")
+    team.prefect("--no-prompt", "deploy", "--all")
+    team.share_results(team.cli.folder / "results")
+    yield team
+    assert mark.wait_until_gone() == {}
+
+
+def endpoint(server, **more):
+    return {"target": "endpoint", "overrides": {"infra": {"base_url": server.base_url}, **more}}
+
+
+def test_everything_of_the_checkout_is_deployed_and_a_second_init_changes_nothing(team):
+    flows = {one["id"]: one["name"] for one in team.post("flows/filter", {})}
+    ours = {"deployments": {"tags": {"all_": ["modal-eval"]}}}
+    there = {f"{flows[one['flow_id']]}/{one['name']}": one for one in team.post("deployments/filter", ours)}
+    assert {f"eval/{name}" for name in benchmark_files()} <= set(there)
+    assert {f"suite/{name}" for name in suite_files()} <= set(there)
+    assert {"nightly/regression", "watch/checkpoints", "janitor/servers", "eval/on-modal"} <= set(there)
+    assert [one["schedule"]["timezone"] for one in there["nightly/regression"]["schedules"]] == ["America/Los_Angeles"]
+    form = there["eval/demo"]["parameter_openapi_schema"]["properties"]
+    assert all(field.get("description") for field in form.values())
+
+    def seen():
+        pools = {one["name"]: one["id"] for one in team.post("work_pools/filter", {})}
+        queues = {
+            (pool, one["name"]): (one["id"], one["priority"])
+            for pool in ("modal", "a100")
+            for one in team.post(f"work_pools/{pool}/queues/filter", {})
+        }
+        return pools, queues, {one["name"]: one["id"] for one in team.post("automations/filter", {})}
+
+    before = seen()
+    assert {key: priority for key, (_, priority) in before[1].items() if key[0] == "a100"} == {
+        ("a100", "high"): 1, ("a100", "default"): 2, ("a100", "nightly"): 3,
+    }  # fmt: skip
+    assert {"crash runs without a heartbeat", "full suite on a new checkpoint"} <= set(before[2])
+    stray = {**{key: there["eval/demo"][key] for key in ("flow_id", "tags", "entrypoint")}, "name": "was-removed"}
+    made = team.post("deployments/", stray)
+    assert "removed the deployment eval/was-removed" in team.cli("init", "--prune").stderr
+    assert seen() == before
+    left = {one["id"] for one in team.post("deployments/filter", ours)}
+    assert left == {one["id"] for one in there.values()}
+    assert made["id"] not in left
+
+
+def test_a_run_of_a_deployment_is_named_tagged_and_shown_and_a_wrong_parameter_starts_none(team):
+    refused = team.prefect(
+        "deployment",
+        "run",
+        "eval/demo",
+        "-p",
+        "model=stub",
+        "-p",
+        'overrides={"sampling": {"temperature": 9}}',
+        expect=1,
+    )
+    assert "9 is greater than the maximum of 2" in refused
+    assert "'modle'" in team.prefect("deployment", "run", "eval/demo", "-p", "modle=stub", expect=1)
+    with upstream(model="stub_step40") as server, team.worker("a100", "shown"):
+        run = team.run("eval/demo", model="stub_step40", num_examples=6, **endpoint(server))
+        ended = team.ended(run)
+        assert ended["state_type"] == "COMPLETED", team.logs(run)
+    assert ended["name"] == "demo·stub@40"
+    assert {"benchmark:demo", "model:stub@40", "modal-eval"} <= set(ended["tags"])
+    shown = team.artifacts(run)
+    assert set(shown) == {"progress-demo", "result-demo", "report-demo", "server-demo"}
+    assert shown["progress-demo"]["data"] == 100
+    assert server.base_url in shown["server-demo"]["data"]
+    assert "reward" in [row["metric"] for row in json.loads(shown["result-demo"]["data"])]
+    run_dir = next(team.cli.folder.glob(f"outputs/*/{run.replace('-', '')[-8:]}"))
+    assert str(run_dir) in shown["report-demo"]["data"]
+    assert json.loads((run_dir / "metadata.json").read_text())["num_scored"] == 6
+
+
+def test_a_killed_run_is_finished_by_a_retry_on_another_node_and_once_finished_asks_nobody(team):
+    with upstream(latency=0.5) as server:
+        with team.worker("a100", "first"):
+            run = team.run("eval/demo", model="stub", num_examples=30, **endpoint(server, eval={"max_concurrent": 2}))
+            server.wait_for_posts(8, timeout=240)
+            engine = next(pid for pid, line in team.cli.mark.processes().items() if "prefect.engine" in line)
+            team.cli.run_dir = next(team.cli.folder.glob(f"outputs/*/{run.replace('-', '')[-8:]}"))
+            os.kill(engine, signal.SIGKILL)
+            assert team.ended(run)["state_type"] == "CRASHED"
+        until(lambda: server.stats()["in_flight"] == 0)
+        in_transit = team.cli.in_transit(server)
+        server.script(default={"latency": 0})
+        with team.worker("a100", "second"):
+            team.retry(run)
+            assert team.ended(run)["state_type"] == "COMPLETED", team.logs(run)
+            assert repeated(server) <= in_transit
+            posts = server.stats()["posts"]
+            assert team.tasks(run, 2)["deploy_server"] == "Completed"
+            team.retry(run)
+            assert team.ended(run)["state_type"] == "COMPLETED"
+            assert server.stats()["posts"] == posts
+    third = team.tasks(run, 3)
+    assert "deploy_server" not in third
+    assert (third["prepare"], third["generate"]) == ("Cached", "Cached")
+
+
+def test_a_nightly_suite_outlives_a_benchmark_that_fails_and_its_gate_names_what_got_worse(team):
+    folder = team.cli.folder
+    suite = folder / "two.yaml"
+    problems, sums = (
+        write_lines(folder / "aime.jsonl", PROBLEMS),
+        write_lines(folder / "gsm8k.jsonl", [{"no": "question"}]),
+    )
+    entries = [
+        {"benchmark": "aime2025", "overrides": {"env": {"data_files": str(problems)}, "eval": {"rollouts": 1}}},
+        {"benchmark": "gsm8k", "overrides": {"env": {"data_files": str(sums)}}},
+    ]
+    suite.write_text(yaml.safe_dump({"benchmarks": entries}))
+    asked = {"model": "stub", "suite": str(suite), "baseline": "nights"}
+    queues = ("--queue", "default", "--queue", "nightly")
+    with upstream(answer=RIGHT) as server, team.worker("a100", "node"), team.worker("modal", "control", *queues):
+        night = team.run("nightly/regression", **asked, save_baseline=True, **endpoint(server))
+        assert "gsm8k: not complete" in team.ended(night)["state"]["message"]
+        children = {one["name"]: one for one in team.flow_runs(f"suite-run:{night.replace('-', '')[-8:]}")}
+        assert {name: one["state_type"] for name, one in children.items()} == {
+            "aime2025·stub": "COMPLETED", "gsm8k·stub": "FAILED",
+        }  # fmt: skip
+        write_lines(sums, SUMS)
+        posts = server.stats()["posts"]
+        team.retry(night)
+        assert team.ended(night)["state_type"] == "COMPLETED", team.logs(night)
+        assert server.stats()["posts"] == posts + len(SUMS)
+        again = {one["name"]: one for one in team.flow_runs(f"suite-run:{night.replace('-', '')[-8:]}")}
+        assert {name: one["id"] for name, one in again.items()} == {name: one["id"] for name, one in children.items()}
+        assert [again[name]["run_count"] for name in ("aime2025·stub", "gsm8k·stub")] == [1, 2]
+        server.script(default={"answer": WRONG})
+        worse = team.run("nightly/regression", **asked, **endpoint(server))
+        said = team.ended(worse)["state"]["message"]
+    assert "stops 1 of 2 benchmarks: aime2025 is worse" in said
+    gate = json.loads(team.artifacts(worse)["gate-nights"]["data"])
+    assert {row["benchmark"]: (row["difference"], row["verdict"]) for row in gate} == {
+        "aime2025": ("-1.000", "worse"), "gsm8k": ("+0.000", "equal"),
+    }  # fmt: skip
+    (table,) = folder.glob(f"outputs/suites/*/{worse.replace('-', '')[-8:]}/table.md")
+    assert "| aime2025 | 0.000" in table.read_text()
+
+
+def test_a_cancelled_suite_cancels_its_runs_that_go_on_and_no_others(team):
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from tasks.suite import cancel_runs
+
+    flow = team.post("flows/", {"name": "eval"})["id"]
+    suite = SimpleNamespace(id="01a1ff15-7abb-77ab-ae91-51896300c0de", parameters={})
+
+    def child(state, tag="suite-run:6300c0de"):
+        return team.post("flow_runs/", {"flow_id": flow, "tags": [tag], "state": {"type": state}})["id"]
+
+    runs = [child("RUNNING"), child("SCHEDULED"), child("COMPLETED"), child("RUNNING", tag="suite-run:another")]
+    with temporary_settings({PREFECT_API_URL: team.api}):
+        cancel_runs(None, suite, None)
+    assert [team.flow_run(run)["state_type"] for run in runs] == ["CANCELLING", "CANCELLED", "COMPLETED", "RUNNING"]
+
+
+def test_prefect_yaml_is_what_the_benchmarks_suites_and_flows_say_now():
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location(
+        "generate_prefect_yaml", ROOT / "scripts" / "generate_prefect_yaml.py"
+    )
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    assert (ROOT / "prefect.yaml").read_text() == generate.text(), "run scripts/generate_prefect_yaml.py"
