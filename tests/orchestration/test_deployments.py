@@ -134,7 +134,7 @@ def test_a_nightly_suite_outlives_a_benchmark_that_fails_and_its_gate_names_what
     )
     entries = [
         {"benchmark": "aime2025", "overrides": {"env": {"data_files": str(problems)}, "eval": {"rollouts": 1}}},
-        {"benchmark": "gsm8k", "overrides": {"env": {"data_files": str(sums)}}},
+        {"benchmark": "gsm8k", "overrides": {"env": {"data_files": str(sums)}, "eval": {"rollouts": 1}}},
     ]
     suite.write_text(yaml.safe_dump({"benchmarks": entries}))
     asked = {"model": "stub", "suite": str(suite), "baseline": "nights"}
