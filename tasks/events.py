@@ -17,6 +17,7 @@ Every key of the payload is always there, so a trigger's template may name it. T
 """
 
 import functools
+import logging
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,6 +29,8 @@ from prefect.settings import PREFECT_API_URL
 from modal_eval.checkpoints.watching import Announcement
 from modal_eval.errors import ModalEvalError
 
+logger = logging.getLogger("modal_eval.events")
+
 CHECKPOINT_CREATED = "checkpoint.created"
 
 
@@ -38,13 +41,16 @@ class EventNotSentError(ModalEvalError):
 
 
 def announce_checkpoint(announcement: Announcement, maybe_sent: bool) -> None:
-    """Send the event and return once the server has it. Raises `EventNotSentError`.
+    """Send the event, unless the server has it, and return once it does. Raises `EventNotSentError`.
 
-    The server hears an id once within five minutes; after that it is asked whether it has the event.
+    The server drops an id that it heard within five minutes, and stores what it heard within seconds. So asking it keeps
+    a watch from announcing twice whether it was killed (`maybe_sent`), or has lost what it remembered.
     """
     client = _client(PREFECT_API_URL.value())
     try:
-        if not (maybe_sent and _is_there(client, announcement.id)):
+        if _is_there(client, announcement.id):
+            logger.info("%s was announced before%s", announcement.address, "" if maybe_sent else ", by another watch")
+        else:
             client.request("POST", "/events", json=[event_of(announcement)])
     except (httpx.HTTPError, PrefectHTTPStatusError) as error:
         raise EventNotSentError(

@@ -10,7 +10,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from modal_eval.checkpoints.s3_objects import Address
+from modal_eval.checkpoints.watching import Memory, Watcher
+from tasks.events import _client as event_client
+from tasks.events import announce_checkpoint
 from tests.support.aws import aws_server, random_order, two_shards
 from tests.support.checkpoints import checkpoint
 from tests.support.cli import Cli, finished, kill
@@ -128,6 +133,24 @@ def test_the_endpoint_takes_word_of_a_checkpoint_from_whoever_has_the_token(cli:
     ended = finished(process, expect=None)
     assert process.returncode in (0, -15)
     assert TOKEN not in "".join(heard) + ended.stdout + ended.stderr
+
+
+def test_what_the_server_has_is_not_sent_again_even_by_a_watch_that_remembers_nothing(
+    prefect_api: str, server, tmp_path
+):
+    mine, _ = server.fresh()
+    mine.put("runs/math_step1", two_shards())
+    sent = []
+    with temporary_settings({PREFECT_API_URL: prefect_api}):
+        hooks = event_client(prefect_api)._client.event_hooks
+        hooks["request"] = [lambda request: sent.append((request.method, request.url.path))]
+        for memory in ("one", "other"):
+            client = mine.client()
+            where = Address(mine.bucket, "runs")
+            made = Watcher(client, where, Memory.at(str(tmp_path / memory), client), announce_checkpoint, settle_s=0)
+            assert made.look() == {"announced": 1}
+            until(lambda: len(events(prefect_api, mine.bucket)) == 1)
+    assert sent.count(("POST", "/api/events")) == 1
 
 
 def test_a_watch_that_nobody_would_hear_or_anybody_could_use_is_refused_in_one_line(cli: Cli):
