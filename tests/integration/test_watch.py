@@ -219,6 +219,18 @@ def test_two_watches_on_one_memory_announce_once_and_the_slower_one_is_told_to_l
     assert len(heard.events()) == 1
 
 
+def test_a_broken_record_is_named_and_holds_up_no_other_address(aws, tmp_path, heard):
+    mine, _ = aws.fresh()
+    mine.put("runs/a_step1", two_shards())
+    watcher(mine.bucket, tmp_path / "memory", heard).look()
+    (record,) = (tmp_path / "memory" / "known").iterdir()
+    record.write_text("{")
+    mine.put("runs/b_step2", two_shards())
+    with pytest.raises(CheckpointError, match=f"known/{record.name} in the watch's memory is broken"):
+        watcher(mine.bucket, tmp_path / "memory", heard).look()
+    assert [event["run"] for event in heard.events()] == ["a", "b"]
+
+
 def test_notifications_by_every_way_are_understood_and_strangers_stay_in_the_queue(aws, tmp_path, heard, caplog):
     mine, url = aws.fresh(queue=True)
     mine.put("runs/a b+c_step1", two_shards())

@@ -22,6 +22,13 @@ from modal_eval.checkpoints.s3_objects import SCHEME, Address, one_line
 from modal_eval.checkpoints.watching.announcement import Announcement
 from modal_eval.errors import CheckpointError
 
+
+class ConflictError(CheckpointError):
+    """Another watch has changed the record meanwhile; the next look takes that into account."""
+
+    retryable = True
+
+
 State = Literal["sending", "announced"]
 
 
@@ -146,7 +153,7 @@ class Memory:
         path = f"known/{name}.json"
         with self._store.locked():
             found = self._store.get(path)
-            record = Record.load(found[0]) if found else Record(str(address))
+            record = _load(found[0], path) if found else Record(str(address))
             version = found[1] if found else None
 
             def save() -> None:
@@ -166,6 +173,15 @@ class Memory:
         self._marked = set(names)
         found = (self._store.get(f"open/{name}") for name in names)
         return [Address.of(one[0].decode()) for one in found if one]
+
+
+def _load(data: bytes, path: str) -> Record:
+    try:
+        return Record.load(data)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} in the watch's memory is broken ({type(error).__name__}); remove it, and what it was of is looked at anew"
+        ) from error
 
 
 def _name(address: Address) -> str:
@@ -270,7 +286,7 @@ class Objects:
             except ClientError as error:
                 self._read.pop(name, None)
                 if error.response["ResponseMetadata"]["HTTPStatusCode"] in (404, 409, 412):
-                    raise CheckpointError(
+                    raise ConflictError(
                         f"{self._where}/{name} was changed by another watch; the next look takes it into account"
                     ) from error
                 raise

@@ -55,13 +55,18 @@ class Watcher:
     counts: Counter[str] = field(default_factory=Counter)
 
     def run(self, duration_s: float, interval_s: float) -> None:
-        """Look again and again for `duration_s`; with 0 once. A fault that may pass by itself ends only a single look."""
+        """Look again and again for `duration_s`; with 0 once.
+
+        A fault that may pass by itself ends only a single look, and so does any fault once a look has worked.
+        """
         end = time.monotonic() + duration_s
+        has_worked = False
         while True:
             try:
                 self.look(wait_s=max(min(interval_s, end - time.monotonic()), 0))
+                has_worked = True
             except ModalEvalError as error:
-                if time.monotonic() >= end or not error.retryable:
+                if time.monotonic() >= end or not (error.retryable or has_worked):
                     raise
                 logger.warning("%s; trying again in %g s", error, interval_s)
                 time.sleep(interval_s)
@@ -73,7 +78,8 @@ class Watcher:
     def look(self, wait_s: float = 0) -> Counter[str]:
         """Look once at everything there is to look at; returns how often each kind of outcome came.
 
-        Waits up to `wait_s` for a first message where there is a queue.
+        Waits up to `wait_s` for a first message where there is a queue. What is wrong with one address is raised once the
+        others have been looked at.
         """
         before = self.counts.copy()
         listings: dict[Address, Listing] = {}
@@ -84,8 +90,17 @@ class Watcher:
                 for folder in filter(self.covers, folders):
                     self.memory.mark(folder)
                 self.queue.delete(receipts)
+        faults = []
         for address in self._due(listings):
-            self.look_at(address, listings.get(address))
+            try:
+                self.look_at(address, listings.get(address))
+            except UnreachableError:
+                raise
+            except CheckpointError as error:
+                logger.warning("%s", error)
+                faults.append(error)
+        if faults:
+            raise faults[0]
         return self.counts - before
 
     def look_at_open(self) -> None:
