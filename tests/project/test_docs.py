@@ -31,6 +31,7 @@ from modal_eval.harnesses.adapters import evalplus_oracle
 from modal_eval.scoring.sandbox import Limits
 from tests.support.aws import aws_server
 from tests.support.cli import TIMEOUT_S
+from tests.support.compose import services
 from tests.support.documents import Command, blocks, commands, links
 from tests.support.gpus import Machine
 from tests.support.hub_server import TOKEN, hub_server
@@ -71,7 +72,11 @@ class Reader:
             case ["export", assignment]:
                 name, _, value = assignment.partition("=")
                 self.environment.setdefault(name, value)
-            case ["prefect", *words]:
+            case ["cp", source, target]:
+                shutil.copy(ROOT / source, self.folder / target)
+            case ["docker", "compose", *words]:
+                check_compose(words)
+            case ["prefect" | ".venv/bin/prefect", *words]:
                 self.run([sys.executable, "-m", "prefect", *words, "--help"], 0)
             case ["modal", *words]:
                 self.run([sys.executable, "-m", "modal", *words, "--help"], 0)
@@ -104,6 +109,15 @@ class Reader:
         )
         assert ran.returncode == exit_code, f"{command} ended with {ran.returncode}:\n{ran.stdout}\n{ran.stderr}"
         assert "not pushed" not in ran.stderr, ran.stderr
+
+
+def check_compose(words: list[str]) -> None:
+    """Docker is not where tests are: what is named has to be there, and its services are started by another test."""
+    assert words[:4] == ["--file", "deployments/compose.yaml", "--env-file", "production.env"]
+    command, *rest = words[4:]
+    assert command in ("up", "ps", "stop", "exec"), command
+    named = rest if command == "stop" else rest[:1] if command == "exec" else []
+    assert set(named) <= set(services()), named
 
 
 def new_reader(folder: Path, mark: Mark, prefect_api: str) -> Reader:
