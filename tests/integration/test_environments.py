@@ -243,7 +243,7 @@ def test_the_demo_scores_each_kind_by_its_own_rule(harness_python: Path) -> None
     ("env_id", "env_args", "words"),
     [
         ("gsm8k", {"data_files": "/nowhere/test.jsonl"}, "name an existing"),
-        ("livecodebench-modal", {"sandbox_backend": "docker"}, "'local' (bubblewrap)"),
+        ("livecodebench-modal", {"sandbox_backend": "docker"}, "'local' (bubblewrap on this machine)"),
         ("demo", {"kinds": ["poetry"]}, "arithmetic, code, format"),
         ("math500", {}, "--env.data_files=FILE"),
         ("ifeval", {"mode": "lax"}, "strict and loose"),
