@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -66,10 +67,13 @@ def test_a_node_that_was_added_takes_runs_comes_back_when_killed_drains_and_is_r
     is_there(folder / "working")
     worker = json.loads(state.read_text())["pid"]
     assert b'STRANGE=a "b" $c `d` \\e' in Path(f"/proc/{worker}/environ").read_bytes().split(b"\0")
-    (listed,) = json.loads(cli("node", "list", "--json").stdout)
-    assert (listed["node"], listed["worker"], listed["pool"]) == ("node-a", "online", deployed)
+    listed = of_node_a(cli)
+    assert listed is not None
+    assert (listed["worker"], listed["pool"]) == ("online", deployed)
     assert "finishes what it runs" in cli("node", "drain", "node-a").stdout
-    assert json.loads(cli("node", "list", "--json").stdout)[0]["worker"] == "draining"
+    draining = of_node_a(cli)
+    assert draining is not None
+    assert draining["worker"] == "draining"
     late, _ = pool.schedule("too-late")
     (folder / "enough").touch()
     until(lambda: not is_running(worker), 120)
@@ -78,8 +82,14 @@ def test_a_node_that_was_added_takes_runs_comes_back_when_killed_drains_and_is_r
     assert pool.state(orphan) == "Crashed"
     assert mark.wait_until_gone() == {}, "a drained worker is not started again"
     cli("node", "remove", "node-a")
-    assert json.loads(cli("node", "list", "--json").stdout) == []
+    assert of_node_a(cli) is None
     assert not (node.home / ".local/state/modal-eval/services/node-a").exists()
+
+
+def of_node_a(cli: Cli) -> dict[str, Any] | None:
+    """Its row of `node list`; other tests have nodes of their own on the same Prefect server."""
+    rows = json.loads(cli("node", "list", "--json").stdout)
+    return next((row for row in rows if row["node"] == "node-a"), None)
 
 
 def test_what_a_node_lacks_is_said_in_one_line(node: SshServer, tmp_path: Path):
