@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import sys
 import time
@@ -82,7 +83,8 @@ async def main() -> None:
     server = await loop.create_server(lambda: Stub(latency), "127.0.0.1", 0, backlog=4096)
     print(json.dumps({"port": server.sockets[0].getsockname()[1]}), flush=True)
     await loop.run_in_executor(None, sys.stdin.read)
-    print(json.dumps({"calls": Stub.calls, "first": Stub.first, "last": Stub.last}), flush=True)
+    with contextlib.suppress(BrokenPipeError):  # not everybody wants to know
+        print(json.dumps({"calls": Stub.calls, "first": Stub.first, "last": Stub.last}), flush=True)
 
 
 if __name__ == "__main__":
