@@ -72,6 +72,16 @@ def test_a_wrong_yaml_key_names_the_nearest_right_one(tmp_path):
         load_benchmark(str(path))
 
 
+def test_a_value_of_several_kinds_is_refused_once_with_what_it_may_be(tmp_path):
+    path = tmp_path / "toy.yaml"
+    path.write_text("env_id: toy\nvllm: {data_parallel_size: two}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_benchmark(str(path))
+    assert str(caught.value).count("vllm.data_parallel_size='two'") == 1
+    assert "integer" in str(caught.value)
+    assert str(caught.value).endswith(", or input should be 'auto'")
+
+
 def test_a_wrong_benchmark_name_names_the_nearest_right_one():
     with pytest.raises(ConfigError, match="Did you mean 'gsm8k'"):
         load_benchmark("gsm8")

@@ -9,12 +9,12 @@ from typing import Annotated
 from cyclopts import Parameter, validators
 from rich.markdown import Markdown
 
-from modal_eval.cli.evaluating import configured_prefect, interrupts_once, prefect_api
+from modal_eval.cli.evaluating import configured_prefect, interrupts_once, prefect_api, require_prefect
 from modal_eval.cli.options import Json, Settings, typed
 from modal_eval.cli.output import data, print_json, shown, talk
 from modal_eval.cli.suite import AtOnceOption, SuiteOption, WhereOption, exit_code
 from modal_eval.config.jobs import load_jobs
-from modal_eval.errors import EXIT_DONE, ServerError
+from modal_eval.errors import EXIT_DONE
 from modal_eval.stages.batches import Batch, batch_folder, cell
 
 
@@ -53,11 +53,7 @@ def command(
             f"Would evaluate {len(batch.jobs)} checkpoints on the suite {suite}. Nothing was started.", soft_wrap=True
         )
         return EXIT_DONE
-    api_url = configured_prefect()
-    if where == "pools" and api_url is None:
-        raise ServerError(
-            "--where=pools needs a Prefect server with workers; set PREFECT_API_URL, or leave it to this machine"
-        )
+    api_url = require_prefect("--where=pools") if where == "pools" else configured_prefect()
     batch.open()
     talk.print(f"{len(batch.jobs)} checkpoints on {suite}\nbatch folder: {shown(batch.batch_dir)}", soft_wrap=True)
     with ExitStack() as stack:

@@ -132,6 +132,16 @@ def log_to_file(path: Path) -> None:
     logging.getLogger("modal_eval").setLevel(logging.INFO)
 
 
+def require_prefect(what: str) -> str:
+    """URL of the configured Prefect API, for `what` can do nothing with an embedded one. Raises `ServerError`."""
+    if api_url := configured_prefect():
+        return api_url
+    raise ServerError(
+        f"{what} needs a Prefect server, and PREFECT_API_URL is not set: `prefect server start` starts one, and "
+        "`export PREFECT_API_URL=http://HOST:4200/api` names it"
+    )
+
+
 def configured_prefect() -> str | None:
     """URL of the Prefect API that the environment or Prefect's profile names.
 

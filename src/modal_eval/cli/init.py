@@ -11,9 +11,9 @@ import yaml
 from cyclopts import Parameter
 
 from modal_eval import paths
-from modal_eval.cli.evaluating import configured_prefect
+from modal_eval.cli.evaluating import require_prefect
 from modal_eval.cli.output import talk
-from modal_eval.errors import EXIT_DONE, ServerError
+from modal_eval.errors import EXIT_DONE
 
 POOLS = {
     "modal": "Runs that need no GPU of their machine: servers on Modal, suites, services. Give its workers no small limit.",
@@ -42,11 +42,7 @@ def command(
     May be repeated: what is there is brought up to date, and what people changed by hand in a pool stays. Then
     `prefect --no-prompt deploy --all`, from the root of the checkout.
     """
-    if configured_prefect() is None:
-        raise ServerError(
-            "PREFECT_API_URL is not set, so there is no server to set up; `prefect server start` starts one, and says what "
-            "to export"
-        )
+    require_prefect("init")
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:

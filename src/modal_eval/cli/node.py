@@ -12,11 +12,11 @@ from rich.table import Table
 
 from modal_eval import paths
 from modal_eval.checkout import revision_of
-from modal_eval.cli.evaluating import configured_prefect
+from modal_eval.cli.evaluating import require_prefect
 from modal_eval.cli.init import from_checkout
 from modal_eval.cli.options import Json
 from modal_eval.cli.output import complain, data, print_json, talk
-from modal_eval.errors import EXIT_DONE, ConfigError, NodeError, ServerError
+from modal_eval.errors import EXIT_DONE, ConfigError, NodeError
 from modal_eval.nodes import Facts, Host, Service, inspect, install_checkout
 from modal_eval.nodes.service import install_environment
 
@@ -63,7 +63,7 @@ def add(
     ] = None,
 ) -> int:
     """Start a worker on a machine as a service that comes back after a reboot, or start it anew with other settings."""
-    here = require_prefect()
+    here = require_prefect("a node")
     name = name or re.sub(r"[^a-z0-9-]+", "-", host.lower()).strip("-")
     home = absolute("--home", home or str(paths.project_root()))
     python = absolute("--python", python or f"{home}/.venv/bin/python")
@@ -130,7 +130,7 @@ def ready(there: Host, home: str, python: str, min_free: float, *, install: bool
 @command.command(name="list")
 def list_nodes(*, json: Json = False) -> int:
     """Show every node: whether its worker is there, its GPUs, the revision that it was started with."""
-    require_prefect()
+    require_prefect("a node")
     rows = [describe(name, node) for name, node in sorted(nodes().items())]
     if json:
         print_json(rows)
@@ -153,7 +153,7 @@ def list_nodes(*, json: Json = False) -> int:
 @command.command
 def drain(name: Name, /) -> int:
     """Have a node finish what it runs and take nothing new, also after a reboot. `node add` brings it back."""
-    require_prefect()
+    require_prefect("a node")
     node = one(name)
     service_of(name, node).signal("drain")
     node.draining = True
@@ -168,7 +168,7 @@ def remove(name: Name, /) -> int:
 
     `node drain` first lets them finish. The checkout on the node stays.
     """
-    require_prefect()
+    require_prefect("a node")
     service_of(name, one(name)).remove()
     from_checkout("blocks").Node.delete(name)
     data.print(f"{name} is removed")
@@ -246,13 +246,6 @@ def wait_until_online(pool: str, name: str, began: datetime, service: Service) -
     raise NodeError(
         f"the worker of {name} did not come up within {ONLINE_WITHIN_S:g} s; it said last: {service.last_words() or 'nothing'}"
     )
-
-
-def require_prefect() -> str:
-    """URL of the Prefect server that all nodes answer to."""
-    if (api_url := configured_prefect()) is None:
-        raise ServerError("PREFECT_API_URL is not set, so there is no server whose runs a node could take")
-    return api_url
 
 
 def secrets_of_prefect() -> dict[str, str]:

@@ -13,14 +13,14 @@ from rich.markdown import Markdown
 from rich.table import Table
 
 from modal_eval import paths, serving
-from modal_eval.cli.evaluating import configured_prefect, interrupts_once, load_flow, prefect_api
+from modal_eval.cli.evaluating import configured_prefect, interrupts_once, load_flow, prefect_api, require_prefect
 from modal_eval.cli.options import Json, Model, Settings, typed
 from modal_eval.cli.output import complain, data, print_json, shown, talk
 from modal_eval.compare.baselines import load_baseline
 from modal_eval.compare.gate import judge, markdown_gate
 from modal_eval.config.request import SuiteRequest, Where
 from modal_eval.config.suites import load_suite, resolve_suite, serving_key
-from modal_eval.errors import EXIT_DONE, EXIT_FAILED, EXIT_INCOMPLETE, ServerError, SuiteError
+from modal_eval.errors import EXIT_DONE, EXIT_FAILED, EXIT_INCOMPLETE, SuiteError
 from modal_eval.reports.suite_table import suite_table
 from modal_eval.reports.tables import score_text
 from modal_eval.stages.suites import Suite, baseline_of
@@ -90,11 +90,7 @@ def command(
 
 def run_suite(request: SuiteRequest, at_once: int) -> Suite:
     """Run the flow for `request` and say how each benchmark ended. Failures of benchmarks stand in its rows."""
-    api_url = configured_prefect()
-    if request.where == "pools" and api_url is None:
-        raise ServerError(
-            "--where=pools needs a Prefect server with workers; set PREFECT_API_URL, or leave it to this machine"
-        )
+    api_url = require_prefect("--where=pools") if request.where == "pools" else configured_prefect()
     suite = Suite.open(request)
     if request.where == "here" and any(entry.on_modal for entry in suite.entries):
         serving.require_modal()

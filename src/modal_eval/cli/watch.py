@@ -9,13 +9,13 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 from pydantic import ValidationError
 
-from modal_eval.cli.evaluating import configured_prefect
+from modal_eval.cli.evaluating import require_prefect
 from modal_eval.cli.init import from_checkout
 from modal_eval.cli.options import Json
 from modal_eval.cli.output import data, print_json, talk
 from modal_eval.config.load import explain
 from modal_eval.config.watch import WatchRequest
-from modal_eval.errors import EXIT_DONE, ConfigError, ServerError
+from modal_eval.errors import EXIT_DONE, ConfigError
 
 SHORTEST_TOKEN = 16
 
@@ -111,7 +111,7 @@ def serve(
             "such as `openssl rand -hex 32` makes"
         )
     request = asked(address, bucket=bucket, memory=memory, settle=settle, max_age=max_age, interval=interval)
-    require_prefect()
+    require_prefect("an event")
     watcher = from_checkout("tasks.watching").watcher_for(request)
     from modal_eval.cli import watch_server
 
@@ -129,17 +129,10 @@ def asked(address: str | None, *, max_age: float, **settings: Any) -> WatchReque
 
 
 def run_flow(request: WatchRequest) -> dict[str, int]:
-    require_prefect()
+    require_prefect("an event")
     log_to_terminal()
     counts: dict[str, int] = from_checkout("flows.watch").watch(request)
     return counts
-
-
-def require_prefect() -> None:
-    if configured_prefect() is None:
-        raise ServerError(
-            "an event needs a Prefect server that outlives this command: start `prefect server start` and set PREFECT_API_URL"
-        )
 
 
 def log_to_terminal() -> None:

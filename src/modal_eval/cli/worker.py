@@ -14,9 +14,9 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from modal_eval import paths
-from modal_eval.cli.evaluating import configured_prefect
+from modal_eval.cli.evaluating import require_prefect
 from modal_eval.cli.init import from_checkout
-from modal_eval.errors import EXIT_DONE, ConfigError, ServerError
+from modal_eval.errors import EXIT_DONE, ConfigError
 from modal_eval.processes import start_ticks
 
 
@@ -39,8 +39,7 @@ def command(
     and one whose Prefect server is away goes on.
     """
     name = name or platform.node()
-    if configured_prefect() is None:
-        raise ServerError("PREFECT_API_URL is not set, so there is no server whose runs could be taken")
+    require_prefect("a worker")
     import anyio
 
     with alone(name, pool):

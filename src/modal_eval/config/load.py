@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,8 @@ from modal_eval.errors import ConfigError
 from modal_eval.paths import project_root
 
 Model = TypeVar("Model", bound=BaseModel)
+UNION_MEMBER = re.compile(r"constrained-\w+|literal\[.*\]")
+"""How pydantic names, in the place of a fault, which member of a union it had tried."""
 
 
 def benchmark_files() -> dict[str, Path]:
@@ -119,19 +122,22 @@ def checked(model: type[Model], data: Mapping[str, Any], *, where: str) -> Model
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """One readable line for pydantic's list; an unknown key comes with the nearest right one."""
-    parts = []
+    parts: list[str] = []
     for fault in error.errors():
-        key = ".".join(str(part) for part in fault["loc"])
+        key = ".".join(str(part) for part in fault["loc"] if not UNION_MEMBER.fullmatch(str(part)))
         if fault["type"] == "extra_forbidden":
-            known = known_keys(model)
-            parts.append(f"'{key}' is no setting.{nearest(key, known)}")
+            parts.append(f"'{key}' is no setting.{nearest(key, known_keys(model))}")
         elif fault["type"] == "value_error":
             parts.append(str(fault["ctx"]["error"]))
         elif fault["type"] == "missing":
             parts.append(f"'{key}' is missing")
         else:
             message = fault["msg"][0].lower() + fault["msg"][1:]
-            parts.append(f"{key}={fault['input']!r}: {message}")
+            told = f"{key}={fault['input']!r}: "
+            if parts and parts[-1].startswith(told):
+                parts[-1] += f", or {message}"
+            else:
+                parts.append(told + message)
     return "; ".join(parts)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import pickle
+import threading
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,14 +64,15 @@ class Scorer:
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
         self._groups: dict[str, list[Group]] = {}
+        self._lock = threading.Lock()
 
     def groups(self, task: Task, oracle: Oracle) -> list[Group]:
         """The task's inputs, written out once for samples that come close together, and not kept for longer."""
-        found = self._groups.pop(task.task_id, None) or groups_of(task, oracle)
-        self._groups[task.task_id] = found  # now the youngest
-        while len(self._groups) > KEPT_TASKS:
-            with contextlib.suppress(StopIteration, KeyError, RuntimeError):  # another thread was faster
-                self._groups.pop(next(iter(self._groups)))
+        with self._lock:
+            found = self._groups.pop(task.task_id, None) or groups_of(task, oracle)
+            self._groups[task.task_id] = found  # now the youngest
+            if len(self._groups) > KEPT_TASKS:
+                del self._groups[next(iter(self._groups))]
         return found
 
     def score(self, task: Task, oracle: Oracle, solution: str, theirs: str | None = None) -> tuple[Scored, bool]:
