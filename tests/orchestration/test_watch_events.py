@@ -167,7 +167,7 @@ def test_what_the_server_has_is_not_sent_again_even_by_a_watch_that_remembers_no
 def test_a_watch_that_nobody_would_hear_or_anybody_could_use_is_refused_in_one_line(cli: Cli):
     address = "s3://nobody/x"
     for words, env, arguments in (
-        ("set PREFECT_API_URL", {"PREFECT_API_URL": ""}, ["once", address]),
+        ("PREFECT_API_URL is not set", {"PREFECT_API_URL": ""}, ["once", address]),
         ("neither bucket nor address is set", {}, ["once"]),
         ("address='bucket/x'", {}, ["loop", "bucket/x"]),
         ("MODAL_EVAL_WATCH_TOKEN holds 0 characters", {}, ["serve", address]),
