@@ -10,7 +10,9 @@ from uuid import UUID
 
 from prefect import get_client, task
 from prefect.cache_policies import NO_CACHE, CacheKeyFnPolicy
-from prefect.client.schemas.objects import State
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterIdempotencyKey
+from prefect.client.schemas.objects import FlowRun, State, WorkPoolStatus
 from prefect.context import TaskRunContext
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
@@ -28,6 +30,7 @@ from tasks.naming import run_id_of, tags_of
 
 logger = logging.getLogger(__name__)
 
+ON_MODAL = "eval/on-modal"
 POLL_S = 2.0
 _stopping = threading.Event()
 """The suite that this process works on is being given up."""
@@ -65,28 +68,14 @@ def _evaluate_in_pool(suite: Suite, entry: Entry, tags: list[str]) -> Outcome:
 
     One that has failed since is scheduled again: it is the same flow run, so it goes on in its own folder.
     """
-    target = entry.overrides.model_dump().get("infra", {}).get("target")
-    name = "eval/on-modal" if target == "modal" else f"eval/{entry.name}"
-    parameters = {
-        "model": suite.model,
-        "benchmark": entry.benchmark,
-        "overrides": entry.overrides.model_dump(mode="json"),
-        **({"target": target} if target else {}),
-    }
-    try:
-        made = run_deployment(
-            name, parameters=parameters, timeout=0, tags=[*tags, *tags_of(suite.model, entry.name)],
-            idempotency_key=f"{suite.suite_id}/{entry.name}",
-        )  # fmt: skip
-    except ObjectNotFound as error:
-        raise ServerError(
-            f"the Prefect server has no deployment {name}; `prefect --no-prompt deploy --all` makes one for each benchmark of the "
-            "checkout, and `--where=here` needs none"
-        ) from error
     with get_client(sync_client=True) as client:
-        if made.state and made.state.is_final() and not made.state.is_completed():
-            client.set_flow_run_state(made.id, AwaitingRetry(), force=True)
-        state = _wait_for_end(client, made.id)
+        overflows = entry.overflow_s is not None
+        moved = overflows and (_is_moved(client, suite, entry) or not _has_workers(client, entry))
+        made = _start(client, suite, entry, tags, moved=moved)
+        state = _wait_for_end(client, made.id, start_within_s=None if moved else entry.overflow_s)
+        if overflows and not moved and state.is_cancelled():
+            made = _start(client, suite, entry, tags, moved=True)
+            state = _wait_for_end(client, made.id)
         if not state.is_completed():
             raise SuiteError(
                 f"the flow run {made.name} of {entry.name} ended as {state.name}: {state.message or 'its log says why'}"
@@ -97,16 +86,66 @@ def _evaluate_in_pool(suite: Suite, entry: Entry, tags: list[str]) -> Outcome:
     return {**outcome, "benchmark": entry.name, "flow_run_id": str(made.id)}
 
 
-def _wait_for_end(client: Any, flow_run_id: UUID) -> State:
-    """The state in which a flow run has ended. A Prefect server that is away for a while ends no suite."""
-    answered = time.monotonic()
+def _start(client: SyncPrefectClient, suite: Suite, entry: Entry, tags: list[str], *, moved: bool) -> FlowRun:
+    """The flow run of a benchmark, which is scheduled again if it has failed; `moved` from the nodes to Modal."""
+    target = "modal" if moved else entry.overrides.model_dump().get("infra", {}).get("target")
+    name = ON_MODAL if target == "modal" else f"eval/{entry.name}"
+    parameters = {
+        "model": suite.model,
+        "benchmark": entry.benchmark,
+        "overrides": entry.overrides.model_dump(mode="json"),
+        **({"target": target} if target else {}),
+    }
+    try:
+        made = run_deployment(
+            name, parameters=parameters, timeout=0, tags=[*tags, *tags_of(suite.model, entry.name)],
+            idempotency_key=_key(suite, entry, moved=moved),
+        )  # fmt: skip
+    except ObjectNotFound as error:
+        raise ServerError(
+            f"the Prefect server has no deployment {name}; `prefect --no-prompt deploy --all` makes one for each benchmark of the "
+            "checkout, and `--where=here` needs none"
+        ) from error
+    if made.state and made.state.is_final() and not made.state.is_completed():
+        client.set_flow_run_state(made.id, AwaitingRetry(), force=True)
+    return made
+
+
+def _key(suite: Suite, entry: Entry, *, moved: bool) -> str:
+    return f"{suite.suite_id}/{entry.name}" + ("/modal" if moved else "")
+
+
+def _is_moved(client: SyncPrefectClient, suite: Suite, entry: Entry) -> bool:
+    """Whether the suite has sent this benchmark to Modal before."""
+    key = FlowRunFilterIdempotencyKey(any_=[_key(suite, entry, moved=True)])
+    return bool(client.read_flow_runs(flow_run_filter=FlowRunFilter(idempotency_key=key), limit=1))
+
+
+def _has_workers(client: SyncPrefectClient, entry: Entry) -> bool:
+    """Whether anybody would take the benchmark's run from its pool today."""
+    try:
+        pool = client.read_deployment_by_name(f"eval/{entry.name}").work_pool_name
+        return pool is not None and client.read_work_pool(pool).status == WorkPoolStatus.READY
+    except ObjectNotFound:
+        return True  # starting it says what is missing
+
+
+def _wait_for_end(client: SyncPrefectClient, flow_run_id: UUID, *, start_within_s: float | None = None) -> State:
+    """The state in which a flow run has ended. A Prefect server that is away for a while ends no suite.
+
+    One that no worker has ever taken after `start_within_s` is cancelled. Were it taken just then, its worker would end it.
+    """
+    answered = begun = time.monotonic()
     while True:
         try:
-            state = client.read_flow_run(flow_run_id).state
+            run = client.read_flow_run(flow_run_id)
             answered = time.monotonic()
-            if state and state.is_final():
-                found: State = state
-                return found
+            if run.state and run.state.is_final():
+                return run.state
+            late = start_within_s is not None and answered - begun >= start_within_s
+            if late and run.state and run.state.is_scheduled() and not run.run_count:
+                client.set_flow_run_state(flow_run_id, Cancelling(message=f"no worker took it in {start_within_s:g} s"))
+                continue
         except ObjectNotFound:
             raise
         except Exception as error:

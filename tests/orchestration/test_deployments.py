@@ -11,8 +11,10 @@ import yaml
 from modal_eval.config.load import benchmark_files
 from modal_eval.config.suites import suite_files
 from tests.support.cli import Cli, repeated
+from tests.support.hub import serve_hub
+from tests.support.modal_account import COMMIT, FILES, MODEL, account_with_vllm
 from tests.support.processes import Mark, until
-from tests.support.team import ROOT, Team, write_lines
+from tests.support.team import ENDED, ROOT, Team, write_lines
 from tests.support.upstream import upstream
 
 PROBLEMS = [{"question": f"What is {number} times 2?", "answer": "14"} for number in range(8)]
@@ -164,6 +166,36 @@ def test_a_nightly_suite_outlives_a_benchmark_that_fails_and_its_gate_names_what
     }  # fmt: skip
     (table,) = folder.glob(f"outputs/suites/*/{worse.replace('-', '')[-8:]}/table.md")
     assert "| aime2025 | 0.000" in table.read_text()
+
+
+def test_a_suite_sends_to_modal_what_no_node_takes_in_time_and_finds_it_there_when_tried_again(team, monkeypatch):
+    folder = team.cli.folder
+    suite = folder / "overflowing.yaml"
+    settings = {"env": {"data_files": str(write_lines(folder / "few.jsonl", PROBLEMS))}, "eval": {"rollouts": 1}}
+    suite.write_text(yaml.safe_dump({"benchmarks": [{"benchmark": "aime2025", "overrides": settings}]}))
+    asked = {"model": MODEL, "suite": str(suite)}
+    infra = {"target": "auto", "gpu_wait": 1, "timeout": 600}
+    with (
+        serve_hub(COMMIT, {MODEL: FILES}) as hub,
+        account_with_vllm(folder / "account", answer=RIGHT) as modal,
+        upstream(latency=30) as server,
+    ):
+        outside = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_XET": "1", **modal.variables}
+        monkeypatch.setattr(team.cli, "env", team.cli.env | outside)
+        with team.worker("a100", "busy", "--limit=1"), team.worker("modal", "beside"):
+            long = team.run("eval/demo", model="stub", num_examples=30, **endpoint(server))
+            server.wait_for_posts(1, timeout=240)
+            whole = team.run("suite/code", **asked, overrides={"infra": infra})
+            assert team.ended(whole)["state_type"] == "COMPLETED", team.logs(whole)
+            children = team.flow_runs(f"suite-run:{whole.replace('-', '')[-8:]}")
+            states = {one["state_type"]: one["parameters"]["target"] for one in children}
+            assert states == {"CANCELLED": "auto", "COMPLETED": "modal"}
+            team.retry(whole)
+            assert team.ended(whole)["state_type"] == "COMPLETED", team.logs(whole)
+            assert len(team.flow_runs(f"suite-run:{whole.replace('-', '')[-8:]}")) == 2
+            server.script(default={"latency": 0})
+            team.post(f"flow_runs/{long}/set_state", {"state": {"type": "CANCELLING"}, "force": True})
+            assert team.ended(long)["state_type"] in ENDED
 
 
 def test_a_cancelled_suite_cancels_its_runs_that_go_on_and_no_others(team):

@@ -149,12 +149,13 @@ def upstream_process(
 async def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port-file", type=Path, required=True)
+    parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--model", default="stub")
     parser.add_argument("--script", type=json.loads, default={})
     args = parser.parse_args()
     server = UpstreamServer(args.model, os.environ.get("UPSTREAM_API_KEY"))
     server.script.update(args.script)
-    await server.start()
+    await server.start(args.port)
     root = "http://127.0.0.1"
     place = {"url": f"{root}:{server.port}", "control_url": f"{root}:{server.control_port}", "pid": os.getpid()}
     partial = args.port_file.with_suffix(".partial")

@@ -99,9 +99,9 @@ class UpstreamServer:
         self._control: asyncio.Server | None = None
         self._reopening: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
+    async def start(self, port: int = 0) -> None:
         self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        self._place.bind(("127.0.0.1", 0))
+        self._place.bind(("127.0.0.1", port))
         await self._listen()
         self._control = await asyncio.start_server(self._serve_control, "127.0.0.1", 0)
 

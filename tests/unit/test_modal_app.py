@@ -126,6 +126,24 @@ REFUSED = {
 }
 
 
+def test_auto_has_to_fit_on_modal_too_and_each_place_gets_what_it_takes():
+    given = {
+        "infra": {"target": "auto", "gpu": "H100:4", "environment": "/opt/vllm"},
+        "vllm": {"data_parallel_size": "auto"},
+    }
+    auto = config(**given)
+    there = auto.on("modal")
+    assert (there.infra.target, there.infra.environment, there.vllm.data_parallel_size) == ("modal", None, 4)
+    here = auto.on("node")
+    assert (here.infra.target, here.infra.environment, here.vllm.data_parallel_size) == ("node", "/opt/vllm", "auto")
+    for refused, way_out in (
+        ({"engine": "llamacpp"}, "does not run on Modal"),
+        ({"gpu": "H100:2"}, "write --infra.gpu"),
+    ):
+        with pytest.raises(ConfigError, match=way_out):
+            config(infra={"target": "auto", **refused})
+
+
 @pytest.mark.parametrize("what", REFUSED)
 def test_a_setting_that_modal_cannot_have_is_refused_with_the_way_out(what):
     sections, way_out = REFUSED[what]

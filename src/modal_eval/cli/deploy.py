@@ -60,11 +60,13 @@ def command(
 def deployable(model: str, benchmark: str, overrides: Overrides) -> RunConfig:
     """The configuration, with Modal as its target unless the command line names another one.
 
-    Raises `ConfigError` for an endpoint, which is somebody else's.
+    Raises `ConfigError` for an endpoint, which is somebody else's, and for `auto`.
     """
     given = overrides.model_dump(exclude_unset=True)
-    if given.setdefault("infra", {}).setdefault("target", "modal") == "endpoint":
+    if (target := given.setdefault("infra", {}).setdefault("target", "modal")) == "endpoint":
         raise ConfigError("infra.target=endpoint: an endpoint runs already; deploy with modal, local or node")
+    if target == "auto":
+        raise ConfigError("infra.target=auto: a server that stays has one place; deploy with modal, local or node")
     return resolve(model, load_benchmark(benchmark), Overrides.model_validate(given))
 
 

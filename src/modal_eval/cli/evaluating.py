@@ -30,7 +30,7 @@ from modal_eval.stages.serving import teardown_all
 def evaluate(request: RunRequest, *, as_json: bool) -> int:
     """Run the flow for `request`, show it, print its result and return the exit code."""
     run = plan_run(request)
-    if run.config.infra.target == "modal" and not (run.run_dir / paths.RUN_CONFIG).is_file():
+    if serving.placed(run.config).infra.target == "modal" and not (run.run_dir / paths.RUN_CONFIG).is_file():
         serving.require_modal()  # a run to finish may need no server, and so no account
     api_url = configured_prefect()
     run_dir = open_run(request.model_copy(update={"run_dir": run.run_dir}))

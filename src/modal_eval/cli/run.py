@@ -69,6 +69,7 @@ def show_plan(request: RunRequest, *, as_json: bool) -> int:
         "endpoint": str(config.infra.base_url),
         "node": f"{config.vllm.data_parallel_size} {config.infra.engine} server(s) on leased GPUs of this machine",
         "modal": f"a {config.infra.engine} server on Modal ({config.infra.gpu})",
+        "auto": f"{config.infra.engine} on leased GPUs of this machine, or on Modal ({config.infra.gpu}) if none comes free,",
     }.get(config.infra.target, f"a {config.infra.engine} server on this machine")
     data.print(
         f"Would ask {server} for {config.eval.rollouts} rollout(s) of {examples} examples of {config.env_id}, "

@@ -61,10 +61,12 @@ def full_identity(config: RunConfig, model: PreparedModel, environment: dict[str
     `environment` is what the harness says of itself: `harness` (name, version, api), `environment` (version, digest)
     and `data` (revision or digest).
     """
+    # A commit of the Hub says it all, and where `auto` finds no GPU the weights are never here to be looked at.
+    digest = None if config.infra.target == "auto" and model.source == "hub" else model.digest
     return {
         **config_identity(config),
         "prepared": {
-            "model": {"revision": model.revision, "digest": model.digest},
+            "model": {"revision": model.revision, "digest": digest},
             "chat_template": {"source": model.chat_template_source, "sha256": model.chat_template_sha256},
             **environment,
         },

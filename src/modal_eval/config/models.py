@@ -45,7 +45,7 @@ def names_of(value: Any) -> Any:
     return value
 
 
-Target = Literal["endpoint", "local", "node", "modal"]
+Target = Literal["endpoint", "local", "node", "modal", "auto"]
 Engine = Literal["vllm", "llamacpp"]
 
 
@@ -54,7 +54,7 @@ class InfraConfig(Section):
 
     target: Target = "local"
     """`local` starts a server on this machine as it is, `node` on GPUs of this machine that it leases, `modal` on Modal;
-    `endpoint` uses one that already runs at `base_url`."""
+    `auto` as `node` while GPUs come free in time, else as `modal`; `endpoint` uses one that already runs at `base_url`."""
     engine: Engine = "vllm"
     """Which server `local` and `node` start: `vllm`, or `llamacpp` for GGUF files."""
     base_url: str | None = None
@@ -76,7 +76,8 @@ class InfraConfig(Section):
     startup_timeout: Annotated[int, Field(ge=1)] = 1800
     """Longest time that a server may take until it answers, in seconds."""
     gpu_wait: Annotated[float, Field(ge=0)] | None = None
-    """Longest wait for free GPUs of a node, in seconds; 0 takes them at once or fails, null waits."""
+    """Longest wait for free GPUs of a node, in seconds; 0 takes them at once or fails, null waits. After it `auto` goes to
+    Modal; null is ten minutes there."""
     max_restarts: Annotated[int, Field(ge=0)] = 2
     """How often each replica on a node is started again when it dies while generating."""
     scaledown_window: Annotated[int, Field(ge=1)] = 900
@@ -294,6 +295,21 @@ class RunConfig(BenchmarkConfig):
     model: str
     """Hub id, folder, GGUF file, or the name that an endpoint knows the model by."""
 
+    @property
+    def replicas_on_modal(self) -> int:
+        """Replicas of one server on Modal: `auto` is as many as `infra.gpu` has room for."""
+        if self.vllm.data_parallel_size != "auto":
+            return self.vllm.data_parallel_size
+        return max(1, int(self.infra.gpu.partition(":")[2] or "1") // self.vllm.tensor_parallel_size)
+
+    def on(self, target: Literal["node", "modal"]) -> RunConfig:
+        """This configuration in one of the two places that `infra.target=auto` has."""
+        infra, vllm = self.infra.model_dump(), self.vllm.model_dump()
+        if target == "modal":
+            infra["environment"] = None  # is on this machine
+            vllm["data_parallel_size"] = self.replicas_on_modal
+        return type(self).model_validate({**self.model_dump(), "infra": {**infra, "target": target}, "vllm": vllm})
+
     @model_validator(mode="after")
     def check_endpoint(self) -> RunConfig:
         if self.infra.target == "endpoint" and not self.infra.base_url:
@@ -314,18 +330,18 @@ class RunConfig(BenchmarkConfig):
             raise ValueError(
                 f"infra.keep={infra.keep} is for servers that a run starts, and an endpoint is somebody else's; drop it"
             )
-        if infra.target != "modal":
+        if infra.target not in ("modal", "auto"):
             return self
         if infra.engine != "vllm":
             raise ValueError(f"infra.engine={infra.engine} does not run on Modal; vLLM does: add --infra.engine=vllm")
-        if infra.environment:
+        if infra.environment and infra.target == "modal":
             raise ValueError(
                 f"infra.environment={infra.environment} is on this machine, and the server would be on Modal; drop one"
             )
         name, _, count = infra.gpu.partition(":")
         if not name or not (count or "1").isdecimal() or int(count or "1") < 1:
             raise ValueError(f"infra.gpu={infra.gpu} is no GPU of Modal; write TYPE or TYPE:COUNT, such as A100-80GB:2")
-        if (needed := vllm.tensor_parallel_size * vllm.replicas) != int(count or "1"):
+        if (needed := vllm.tensor_parallel_size * self.replicas_on_modal) != int(count or "1"):
             raise ValueError(
                 f"infra.gpu={infra.gpu} has {count or 1} GPU(s), and vllm.data_parallel_size={vllm.data_parallel_size} "
                 f"with tensor_parallel_size={vllm.tensor_parallel_size} uses {needed}; write --infra.gpu={name}:{needed}"
@@ -334,9 +350,9 @@ class RunConfig(BenchmarkConfig):
 
     @model_validator(mode="after")
     def check_auto_replicas(self) -> RunConfig:
-        if self.vllm.data_parallel_size == "auto" and self.infra.target != "node":
+        if self.vllm.data_parallel_size == "auto" and self.infra.target not in ("node", "auto"):
             raise ValueError(
-                f"vllm.data_parallel_size=auto is for infra.target=node, which leases GPUs, and infra.target is "
+                f"vllm.data_parallel_size=auto is for infra.target=node or auto, which lease GPUs, and infra.target is "
                 f"'{self.infra.target}'; give a number"
             )
         return self

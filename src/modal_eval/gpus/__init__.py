@@ -5,7 +5,7 @@ from modal_eval.gpus.inventory import inventory, visible
 from modal_eval.gpus.lease import GpuLease
 from modal_eval.gpus.records import Gpu, GpuProcess, Holder
 from modal_eval.gpus.survey import Survey, survey
-from modal_eval.gpus.taking import take, try_take
+from modal_eval.gpus.taking import take, try_take, usable
 from modal_eval.gpus.zombies import end_ours as end_leftovers
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "survey",
     "take",
     "try_take",
+    "usable",
     "visible",
 ]

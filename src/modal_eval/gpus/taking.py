@@ -101,21 +101,28 @@ def new_wish(count: int, up_to: int | None, run: str, what: str) -> Wish:
     """What to ask for. Raises `GpuError` when no wait could ever bring that many."""
     if count < 1:
         raise ValueError(f"count={count}: a lease has at least one GPU")
+    there, mine = usable(count)
+    return Wish(count, max(count, up_to or count), Holder.me(secrets.token_hex(6), run, what), mine, there)
+
+
+def usable(count: int) -> tuple[Sequence[Gpu], Sequence[Gpu]]:
+    """The machine's GPUs, and those of them that this process may ever have. Raises `GpuError` when they are fewer than
+    `count`."""
     there = inventory()
     if not there:
         raise GpuError(
             "this machine has no NVIDIA GPU; use infra.target=modal, an endpoint, or a GGUF model with llama.cpp"
         )
-    usable = [gpu for gpu in visible(there) if not gpu.mig]
-    if len(usable) < count:
+    mine = [gpu for gpu in visible(there) if not gpu.mig]
+    if len(mine) < count:
         limited = os.environ.get("CUDA_VISIBLE_DEVICES")
         because = f" with CUDA_VISIBLE_DEVICES={limited}" if limited is not None else ""
         in_parts = f", {sum(gpu.mig for gpu in there)} cut up by MIG" if any(gpu.mig for gpu in there) else ""
         raise GpuError(
-            f"{count} GPUs are wanted, and this process may use {len(usable)} of the machine's {len(there)}{because}"
+            f"{count} GPUs are wanted, and this process may use {len(mine)} of the machine's {len(there)}{because}"
             f"{in_parts}; ask for fewer, or change what limits them"
         )
-    return Wish(count, max(count, up_to or count), Holder.me(secrets.token_hex(6), run, what), usable, there)
+    return there, mine
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from modal_eval.serving.modal_calls import configured as modal_configured
 from modal_eval.serving.modal_calls import require_account as require_modal
 from modal_eval.serving.modal_keys import key_path
 from modal_eval.serving.modal_servers import Orphan, orphans, stop_orphan
+from modal_eval.serving.placing import overflow_after, placed
 from modal_eval.serving.server import deploy, server_exit, start_server, stop_server
 from modal_eval.serving.servers import Server, servers
 
@@ -24,6 +25,8 @@ __all__ = [
     "leases",
     "modal_configured",
     "orphans",
+    "overflow_after",
+    "placed",
     "require_modal",
     "server_exit",
     "servers",

@@ -10,7 +10,7 @@ from modal_eval import paths
 from modal_eval.config.models import RunConfig
 from modal_eval.processes import last_lines
 from modal_eval.records import Lease, PreparedModel, ServerHandle
-from modal_eval.serving import keeping, modal_app, modal_servers, replicas
+from modal_eval.serving import keeping, modal_app, modal_servers, placing, replicas
 from modal_eval.serving.cleaning import clean, stop_lease
 from modal_eval.serving.endpoint import check_endpoint
 from modal_eval.serving.leases import family, new_lease_id, server_alive
@@ -27,9 +27,13 @@ def start_server(
 ) -> ServerHandle:
     """Start the server that `config` asks for, or share one that was kept, and return once it answers.
 
-    First ends what dead runs left. Raises `ServerError` with the server's last words when it dies or stays silent beyond
+    `auto` starts it here or on Modal, see `placing`. First ends what dead runs left. Raises `ServerError` with the server's last words when it dies or stays silent beyond
     `infra.startup_timeout`; then no process and no lease is left.
     """
+    return placing.start_in_turn(config, model, lambda there, loadable: _start(there, loadable, run_dir, say), say=say)
+
+
+def _start(config: RunConfig, model: PreparedModel, run_dir: Path, say: Callable[[str], None]) -> ServerHandle:
     wanted = modal_app.plan(config, model) if config.infra.target == "modal" else None
     for deed in clean(spare=wanted.name if wanted else "", modal=wanted is not None).deeds:
         say(str(deed))

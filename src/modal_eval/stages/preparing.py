@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from modal_eval import __version__, harnesses, paths
+from modal_eval import __version__, harnesses, paths, serving
 from modal_eval.checkpoints import resolve_model
 from modal_eval.config.identity import full_identity
 from modal_eval.config.models import RunConfig
@@ -34,7 +34,7 @@ def prepare(run_dir: Path) -> dict[str, Any]:
     with timed(run_dir, "environment"):
         python = environment_for(run.config)
     with timed(run_dir, "prepare"):
-        model = resolve_model(run.config)
+        model = resolve_model(serving.placed(run.config))
         start = describe(
             harness_job(run.config, base_url="http://127.0.0.1:9/v1", model=model.served_name), run_dir, python
         )

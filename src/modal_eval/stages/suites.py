@@ -48,6 +48,9 @@ class Entry:
     one_at_a_time: bool
     """Its server takes this machine as it is: two of them would be in each other's way."""
     on_modal: bool = False
+    """Nothing but Modal can serve it from here."""
+    overflow_s: float | None = None
+    """With `infra.target=auto`: after so long without a worker's slot on a node it goes to Modal."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,8 @@ class Suite:
                 ),
                 keys[entry.name],
                 configs[entry.name].infra.target == "local" and configs[entry.name].infra.engine == "vllm",
-                configs[entry.name].infra.target == "modal",
+                serving.placed(configs[entry.name]).infra.target == "modal",
+                serving.overflow_after(configs[entry.name]),
             )
             for entry in config.benchmarks
         )
