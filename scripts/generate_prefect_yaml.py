@@ -25,6 +25,7 @@ SUITES_AT_ONCE = 8
 ENVIRONMENT = {
     "PREFECT_LOGGING_EXTRA_LOGGERS": "modal_eval",  # what the library says is seen in the UI
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # the automation for dead runs waits for three of them
+    "PREFECT_CLIENT_MAX_RETRIES": "9",  # a run that ends waits 17 minutes for a server that is away
 }
 
 

@@ -19,6 +19,7 @@ from modal_eval.results.progress import percent_done
 logger = logging.getLogger(__name__)
 
 PROGRESS_INTERVAL_S = 5.0
+LAST_SHARE_S = 2.0
 OUTCOME = "outcome"
 """Entry of an artifact's metadata that says: the other entries are a run's outcome, for a suite on another machine."""
 
@@ -33,52 +34,66 @@ def key_of(*words: str) -> str:
 def publish(
     kind: str, key: str, data: Any, description: str = "", outcome: dict[str, Any] | None = None
 ) -> UUID | None:
-    """Make an artifact of the task run that goes on; `None` when the server does not take it."""
+    """Make an artifact of the task run that goes on; `None` when the server does not take it, however long that takes."""
+    return send(artifact_of(kind, key, data, description, outcome))
+
+
+def artifact_of(
+    kind: str, key: str, data: Any, description: str = "", outcome: dict[str, Any] | None = None
+) -> ArtifactCreate:
+    return ArtifactCreate(
+        type=kind,
+        key=key,
+        data=json.dumps(data) if kind == "table" else data,
+        description=description,
+        **({"metadata_": packed(outcome)} if outcome else {}),
+        flow_run_id=runtime.flow_run.id,
+        **({"task_run_id": runtime.task_run.id} if runtime.task_run.id else {}),
+    )
+
+
+def send(artifact: ArtifactCreate) -> UUID | None:
     try:
-        artifact = ArtifactCreate(
-            type=kind,
-            key=key,
-            data=json.dumps(data) if kind == "table" else data,
-            description=description,
-            **({"metadata_": packed(outcome)} if outcome else {}),
-            flow_run_id=runtime.flow_run.id,
-            **({"task_run_id": runtime.task_run.id} if runtime.task_run.id else {}),
-        )
         with get_client(sync_client=True) as client:
             return client.create_artifact(artifact).id
     except Exception as error:  # noqa: BLE001 - whatever is wrong there, an evaluation does not need it
-        logger.warning("the artifact %s is not in Prefect: %s: %s", key, type(error).__name__, error)
+        logger.warning("the artifact %s is not in Prefect: %s: %s", artifact.key, type(error).__name__, error)
         return None
 
 
 def publish_link(key: str, url: str, text: str, description: str = "") -> None:
-    publish("markdown", key, f"[{text}]({url})", description)
+    """Make it in the background: who holds a GPU waits for no Prefect server."""
+    artifact = artifact_of("markdown", key, f"[{text}]({url})", description)
+    threading.Thread(target=send, args=(artifact,), name="artifact", daemon=True).start()
 
 
 @contextmanager
 def progress_shown(run_dir: Path, key: str, description: str) -> Iterator[None]:
-    """Show in the UI, every few seconds, how much of a run is generated while the block lasts."""
-    made = publish("progress", key, percent_done(run_dir), description)
-    over = threading.Event()
-    watching = threading.Thread(target=_follow, args=(made, run_dir, over), daemon=True)
-    if made:
-        watching.start()
+    """Show in the UI, every few seconds, how much of a run is generated while the block lasts.
+
+    In the background, and the block's end waits for the last share no longer than `LAST_SHARE_S`.
+    """
+    artifact, over = artifact_of("progress", key, percent_done(run_dir), description), threading.Event()
+    watching = threading.Thread(target=_follow, args=(artifact, run_dir, over), name="progress", daemon=True)
+    watching.start()
     try:
         yield
     finally:
         over.set()
-        if made:
-            watching.join()
+        watching.join(LAST_SHARE_S)
 
 
-def _follow(artifact: UUID, run_dir: Path, over: threading.Event) -> None:
-    shown = -1.0
+def _follow(artifact: ArtifactCreate, run_dir: Path, over: threading.Event) -> None:
+    made = send(artifact)
+    if made is None:
+        return
+    shown = artifact.data
     with get_client(sync_client=True) as client:
         while True:
             last = over.wait(PROGRESS_INTERVAL_S)
             if (share := percent_done(run_dir)) != shown:
                 try:
-                    client.update_artifact(artifact, ArtifactUpdate(data=share))
+                    client.update_artifact(made, ArtifactUpdate(data=share))
                     shown = share
                 except Exception as error:  # noqa: BLE001 - it is tried again with the next share
                     logger.debug("progress is not in Prefect: %s", error)

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -26,6 +27,7 @@ GIVEN = {
     "POSTGRES_PASSWORD": "hunter2", "PREFECT_AUTH": "team:opensesame", "PREFECT_URL": "http://127.0.0.1:4200",
 }  # fmt: skip
 POSTGRES_USER = "postgres"
+REPLICAS = ("first", "second")
 
 
 def services() -> dict[str, Any]:
@@ -59,7 +61,7 @@ class Production:
             pytest.skip("redis-server is not installed: scripts/install-system-packages --tests")
         self.folder, self.services, self._stack = folder, services(), stack
         self.given = variables
-        self.ports = {name: free_port() for name in ("postgres", "redis", "first", "second")}
+        self.ports = {name: free_port() for name in ("postgres", "redis", *REPLICAS)}
         self.programs = ensure_environment("server").parent
         self.processes: dict[str, OwnedProcess] = {}
         folder.chmod(0o755)
@@ -145,6 +147,16 @@ class Production:
         process = self.start(replica, self.command("api", **changes), env)
         until(lambda: self.is_healthy(replica, process), within=180)
 
+    def start_all_apis(self) -> None:
+        for replica in REPLICAS:
+            self.start_api(replica)
+
+    def kill_all_apis(self) -> None:
+        """`kill -9`: what they had not written is lost."""
+        for replica in REPLICAS:
+            os.killpg(self.processes[replica].pid, signal.SIGKILL)
+            self.processes[replica].stop()
+
     def is_healthy(self, replica: str, process: OwnedProcess) -> bool:
         assert process.poll() is None, last_lines(self.folder / f"{replica}.log", 30)
         try:
@@ -172,7 +184,6 @@ def production(folder: Path, variables: Mapping[str, str]) -> Iterator[Productio
                  "PGPASSWORD": GIVEN["POSTGRES_PASSWORD"]},
         )  # fmt: skip
         made.run("migrate")
-        made.start_api("first")
-        made.start_api("second")
+        made.start_all_apis()
         made.start("services", made.command("services"), made.variables("services"))
         yield made

@@ -11,18 +11,23 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from modal_eval.cli.prefect_server import wait_until_healthy
 from modal_eval.processes import OwnedProcess, free_port
 
 
-@dataclass(frozen=True)
 class PrefectServer:
-    api_url: str
-    ui_url: str
-    home: Path
+    """Its database and UI files are in `folder`, and stay while it is away."""
+
+    def __init__(self, folder: Path) -> None:
+        self._port = free_port()
+        self.ui_url = f"http://127.0.0.1:{self._port}"
+        self.api_url = f"{self.ui_url}/api"
+        self.folder = folder
+        self.home = folder / "prefect"
+        self.home.mkdir(parents=True, exist_ok=True)
+        self._process: OwnedProcess | None = None
 
     def flow_run_page(self, flow_run_id: str) -> str:
         return f"{self.ui_url}/runs/flow-run/{flow_run_id}"
@@ -32,29 +37,44 @@ class PrefectServer:
         """The environment of a process that reports to this server."""
         return {**os.environ, "PREFECT_API_URL": self.api_url, "PREFECT_HOME": str(self.home)}
 
+    def start(self) -> None:
+        """In a process group of its own; returns once it answers."""
+        env = {
+            **self.env,
+            "PREFECT_UI_API_URL": self.api_url,
+            "PREFECT_UI_STATIC_DIRECTORY": str(self.folder / "ui"),  # else it is written into the installed package
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "DO_NOT_TRACK": "1",
+        }
+        command = [
+            sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app",
+            "--host", "127.0.0.1", "--port", str(self._port), "--log-level", "warning", "--lifespan", "on",
+        ]  # fmt: skip
+        log = self.folder / "prefect-server.log"
+        self._process = OwnedProcess.start(command, log_path=log, env=env)
+        wait_until_healthy(self._process, self.api_url, log)
+
+    def kill(self) -> None:
+        """`kill -9`, with everything that it had started."""
+        if self._process:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self.stop()
+
+    def stop(self) -> None:
+        if self._process:
+            self._process.stop()
+            self._process = None
+
 
 @contextlib.contextmanager
 def prefect_server(folder: Path) -> Iterator[PrefectServer]:
-    """Serve from a process group of its own, with database and UI files in `folder`; gone after the block."""
-    port = free_port()
-    root = f"http://127.0.0.1:{port}"
-    server = PrefectServer(f"{root}/api", root, folder / "prefect")
-    env = {
-        **server.env,
-        "PREFECT_UI_API_URL": server.api_url,
-        "PREFECT_UI_STATIC_DIRECTORY": str(folder / "ui"),  # else it is written into the installed package
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-    }
-    server.home.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app",
-        "--host", "127.0.0.1", "--port", str(port), "--log-level", "warning", "--lifespan", "on",
-    ]  # fmt: skip
-    log = folder / "prefect-server.log"
-    with OwnedProcess.start(command, log_path=log, env=env) as process:
-        wait_until_healthy(process, server.api_url, log)
+    """Gone after the block."""
+    server = PrefectServer(folder)
+    try:
+        server.start()
         yield server
+    finally:
+        server.stop()
 
 
 def main() -> None:

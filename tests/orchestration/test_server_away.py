@@ -1,0 +1,84 @@
+"""The Prefect server dies while a run goes on: nothing is lost or paid twice, and its state is right once it is back."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+
+from tests.support.cli import Cli, finished
+from tests.support.compose import GIVEN, production
+from tests.support.prefect_server import prefect_server
+from tests.support.processes import Mark, until
+from tests.support.upstream import Upstream
+
+CAUGHT_UP_S = 600.0
+BY_ITSELF_S = 45.0
+"""Longer than a run needs that waits for nobody, shorter than Prefect's client waits for its server."""
+
+
+class Installation(NamedTuple):
+    kill: Callable[[], None]
+    start: Callable[[], None]
+    variables: dict[str, str]
+
+    def states(self, what: str) -> set[str]:
+        """Of all its flow runs or task runs."""
+        user, _, password = self.variables.get("PREFECT_API_AUTH_STRING", ":").partition(":")
+        url = f"{self.variables['PREFECT_API_URL']}/{what}/filter"
+        found = httpx.post(url, json={}, auth=(user, password), timeout=30).raise_for_status().json()
+        return {one["state_name"] for one in found}
+
+
+@contextmanager
+def on_sqlite(folder: Path, mark: Mark) -> Iterator[Installation]:
+    with prefect_server(folder) as server:
+        yield Installation(server.kill, server.start, {"PREFECT_API_URL": server.api_url})
+
+
+@contextmanager
+def on_postgresql_and_redis(folder: Path, mark: Mark) -> Iterator[Installation]:
+    with production(folder, mark.env) as made:
+        variables = {"PREFECT_API_URL": made.api_url("first"), "PREFECT_API_AUTH_STRING": GIVEN["PREFECT_AUTH"]}
+        yield Installation(made.kill_all_apis, made.start_all_apis, variables)
+
+
+@pytest.mark.parametrize(
+    ("kind", "away_s"),
+    [
+        (on_sqlite, 1),
+        pytest.param(on_sqlite, 180, marks=pytest.mark.slow),
+        pytest.param(on_postgresql_and_redis, 180, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_whose_prefect_server_is_away_gives_its_model_server_back_in_time_and_says_how_it_ended_later(
+    tmp_path: Path, mark: Mark, upstream: Upstream, kind: Any, away_s: float
+) -> None:
+    with (
+        tempfile.TemporaryDirectory(prefix="modal-eval-away-") as folder,  # PostgreSQL's user has to get in
+        kind(Path(folder), mark) as server,
+    ):
+        cli = Cli(tmp_path, mark, "")
+        cli.env |= server.variables
+        upstream.script(default={"latency": 0.2})
+        running = cli.start("run", *cli.arguments(upstream.base_url, "--eval.max_concurrent=1"))
+        upstream.wait_for_posts(3, timeout=240)
+        server.kill()
+        upstream.wait_for_posts(10, timeout=60)
+        until((cli.run_dir / "metadata.json").is_file, BY_ITSELF_S)
+        gone = time.monotonic() + away_s
+        until(lambda: time.monotonic() > gone, away_s + 10)
+        assert running.poll() is None, "it could not say how it ended, and left"
+        server.start()
+        ended = finished(running, expect=0, timeout=CAUGHT_UP_S)
+        assert "Traceback" not in ended.stderr
+        assert upstream.stats()["repeated_after_finish"] == {}
+        assert upstream.stats()["posts"] == len(cli.rows()) == 10
+        assert server.states("flow_runs") == {"Completed"}
+        until(lambda: server.states("task_runs") == {"Completed"}, 120)
