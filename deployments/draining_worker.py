@@ -25,16 +25,19 @@ from uuid import UUID
 
 import anyio
 import anyio.abc
+import anyio.to_thread
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_WORKER_QUERY_SECONDS
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
-from modal_eval import orphans
+from modal_eval import orphans, serving
 from modal_eval.processes import kill_group, start_ticks
 
 LONGEST_PAUSE = 6
 """Between two questions to a server that does not answer, in units of the usual one: a minute for one of 10 s."""
 POLL_S = 0.1
+SWEEP_S = 600.0
+"""The `janitor` of the schedule sees one machine; each worker looks after its own."""
 AFTER_KILL_S = 15.0
 """For Prefect to notice the end of a flow that had to be killed, and to say so."""
 
@@ -70,6 +73,7 @@ class DrainingWorker(ProcessWorker):
                 async with self, anyio.create_task_group() as loops:
                     loops.start_soon(self._again, self.get_and_submit_flow_runs, PREFECT_WORKER_QUERY_SECONDS.value())
                     loops.start_soon(self._again, self._sync_and_initialize, self.heartbeat_interval_seconds)
+                    loops.start_soon(self._again, self._sweep, SWEEP_S)
                     self._started_event = await self._emit_worker_started_event()
                     self._tell(f"serves {self._work_pool_name}")
                     await self._until_ended(signals)
@@ -97,6 +101,14 @@ class DrainingWorker(ProcessWorker):
                     self._logger.warning("the server does not answer (%s: %s); trying on", type(error).__name__, error)
             pause = every_s * min(2**failures, LONGEST_PAUSE)
             await anyio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - so that workers do not ask all at once
+
+    async def _sweep(self) -> None:
+        """End the servers of this machine that nobody has a right to any more, as a run does before it starts one."""
+        cleaned = await anyio.to_thread.run_sync(lambda: serving.clean(modal=False), abandon_on_cancel=True)
+        for deed in cleaned.deeds:
+            self._tell(f"sweeps: {deed}")
+        for fault in cleaned.faults:
+            self._logger.error("%s", fault)
 
     async def get_and_submit_flow_runs(self) -> Any:
         return await super().get_and_submit_flow_runs() if self._taking else []

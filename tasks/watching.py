@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from prefect import task
+from prefect import get_client, runtime, task
 from prefect.cache_policies import NO_CACHE
 
 from blocks.buckets import CheckpointBucket
@@ -12,6 +12,7 @@ from modal_eval.checkpoints.s3_objects import Access, Address, open_client
 from modal_eval.checkpoints.watching import Memory, Watcher
 from modal_eval.checkpoints.watching.sources import Queue
 from modal_eval.config.watch import WatchRequest
+from modal_eval.errors import ConfigError
 from tasks.accounts import named
 from tasks.events import announce_checkpoint
 from tasks.retrying import is_retryable
@@ -29,6 +30,32 @@ def announce_checkpoints(request: WatchRequest) -> dict[str, int]:
     watcher = watcher_for(request)
     watcher.run(math.inf if request.duration is None else request.duration, request.interval)
     return dict(watcher.counts)
+
+
+def refuse_without_bucket(request: WatchRequest) -> None:
+    """Raise `ConfigError` when there is no block of the name that `request` gives.
+
+    Said every minute it would be overlooked, so the schedules that brought this run are put to rest first.
+    """
+    if not request.bucket:
+        return
+    try:
+        named(CheckpointBucket, request.bucket)
+    except ConfigError as error:
+        rest = put_schedules_to_rest()
+        again = "; its schedule rests until `prefect --no-prompt deploy -n watch/checkpoints`" if rest else ""
+        raise ConfigError(f"{error}{again}") from error
+
+
+def put_schedules_to_rest() -> int:
+    """Deactivate the schedules of the deployment that this flow run is of; how many there were."""
+    if not runtime.deployment.id:
+        return 0
+    with get_client(sync_client=True) as client:
+        active = [one for one in client.read_deployment_schedules(runtime.deployment.id) if one.active]
+        for one in active:
+            client.update_deployment_schedule(runtime.deployment.id, one.id, active=False)
+    return len(active)
 
 
 def watcher_for(request: WatchRequest) -> Watcher:

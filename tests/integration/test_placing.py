@@ -7,30 +7,21 @@ ours, and real.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from modal_eval import gpus
+from tests.support.checkpoints import checkpoint
 from tests.support.cli import Cli
 from tests.support.gpus import Machine
 from tests.support.hub import Hub, serve_hub
 from tests.support.modal_account import COMMIT, FILES, HIDDEN, MODEL, account_with_vllm
-
-ROOT = Path(__file__).resolve().parents[2]
-VLLM = """#!/bin/sh
-while [ $# -gt 0 ]; do case "$1" in --port) port="$2";; esac; shift; done
-export PYTHONPATH='{root}'
-exec '{python}' -m tests.support.upstream --port-file "$0-$port.json" --port "$port" --model '{model}'
-"""
-"""A Python that has nothing but a vLLM, which is the scripted upstream."""
+from tests.support.vllm_environment import vllm_environment
 
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[Hub]:
-    from tests.support.checkpoints import checkpoint
-
     with serve_hub(COMMIT, {MODEL: {**FILES, **checkpoint({"model.safetensors": ("a",)})}}) as served:
         yield served
 
@@ -38,10 +29,7 @@ def hub() -> Iterator[Hub]:
 @pytest.fixture
 def node(cli: Cli, hub: Hub, machine: Machine) -> Cli:
     """A node with a Hub in reach."""
-    python = cli.folder / "vllm" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text(VLLM.format(root=ROOT, python=sys.executable, model=MODEL))
-    python.chmod(0o755)
+    vllm_environment(cli.folder / "vllm")
     cli.env = {name: value for name, value in cli.env.items() if name not in HIDDEN}
     cli.env |= {
         "HF_ENDPOINT": hub.url, "HF_HOME": str(cli.folder / "hf"), "HF_HUB_DISABLE_XET": "1",
@@ -80,8 +68,6 @@ def test_a_free_gpu_of_this_machine_is_taken_and_modal_is_not_asked(node: Cli, m
 def test_where_no_gpu_comes_free_in_time_or_none_is_there_the_server_goes_to_modal(
     node: Cli, machine: Machine, monkeypatch: pytest.MonkeyPatch, count: str, why: str
 ):
-    from modal_eval import gpus
-
     machine.set("count", count)
     machine.enter(monkeypatch)
     held = gpus.take(run="somebody else") if count == "1" else None

@@ -10,11 +10,11 @@ import yaml
 
 from modal_eval.config.load import benchmark_files
 from modal_eval.config.suites import suite_files
-from tests.support.cli import Cli, repeated
+from tests.support.cli import repeated
 from tests.support.hub import serve_hub
 from tests.support.modal_account import COMMIT, FILES, MODEL, account_with_vllm
-from tests.support.processes import Mark, until
-from tests.support.team import ENDED, ROOT, Team, write_lines
+from tests.support.processes import until
+from tests.support.team import ENDED, ROOT, installed, write_lines
 from tests.support.upstream import upstream
 
 PROBLEMS = [{"question": f"What is {number} times 2?", "answer": "14"} for number in range(8)]
@@ -24,14 +24,8 @@ RIGHT, WRONG = "It is \\boxed{14}.", "It is \\boxed{15}."
 
 @pytest.fixture(scope="module", name="team")
 def installation(tmp_path_factory, prefect_api):
-    """A server that was set up and deployed to as the documentation says. Nothing of it is left running."""
-    mark = Mark()
-    team = Team(Cli(tmp_path_factory.mktemp("team"), mark, prefect_api))
-    team.cli("init")
-    team.prefect("--no-prompt", "deploy", "--all")
-    team.share_results(team.cli.folder / "results")
-    yield team
-    assert mark.wait_until_gone() == {}
+    with installed(tmp_path_factory.mktemp("team"), prefect_api) as team:
+        yield team
 
 
 def endpoint(server, **more):
@@ -213,6 +207,21 @@ def test_a_cancelled_suite_cancels_its_runs_that_go_on_and_no_others(team):
     with temporary_settings({PREFECT_API_URL: team.api}):
         cancel_runs(None, suite, None)
     assert [team.flow_run(run)["state_type"] for run in runs] == ["CANCELLING", "CANCELLED", "COMPLETED", "RUNNING"]
+
+
+def test_a_watch_without_its_block_says_so_once_and_rests_until_it_is_deployed_again(team):
+    def active():
+        return [one["active"] for one in team.get("deployments/name/watch/checkpoints")["schedules"]]
+
+    team.prefect("--no-prompt", "deploy", "-n", "watch/checkpoints")
+    assert active() == [True]
+    with team.worker("modal", "watching"):
+        said = team.ended(team.run("watch/checkpoints"))["state"]["message"]
+    assert "no Checkpoint Bucket block called 'checkpoints'" in said
+    assert "its schedule rests until" in said
+    assert active() == [False]
+    team.prefect("--no-prompt", "deploy", "-n", "watch/checkpoints")
+    assert active() == [True]
 
 
 def test_prefect_yaml_is_what_the_benchmarks_suites_and_flows_say_now():

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,8 @@ import pytest
 
 from modal_eval import serving
 from modal_eval.processes import OwnedProcess
-from modal_eval.records import Lease
-from modal_eval.serving.leases import note_server, take_lease, write_lease
 from tests.support.gpus import Machine, sleeper
+from tests.support.leases import server_of
 from tests.support.modal_account import HIDDEN, Account, account
 from tests.support.processes import Mark
 
@@ -86,14 +84,6 @@ def house(
         made = House(tmp_path, modal, machine, prefect_api, mark)
         monkeypatch.setenv("MODAL_EVAL_STATE_DIR", made.env["MODAL_EVAL_STATE_DIR"])
         yield made
-
-
-def server_of(lease_id: str, process: OwnedProcess, **facts: Any) -> Lease:
-    """The lease of a server here, with `facts` in place of a live run's."""
-    lease = note_server(take_lease(None, "org/model", lease_id), process.pid, process.started, "http://127.0.0.1:9")
-    lease = replace(lease, **facts)
-    write_lease(lease)
-    return lease
 
 
 def test_the_janitor_stops_what_nobody_has_a_right_to_and_publishes_it(house: House, machine: Machine) -> None:

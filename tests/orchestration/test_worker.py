@@ -6,7 +6,9 @@ import pytest
 
 from modal_eval.cli.worker import alone
 from modal_eval.errors import ConfigError
+from modal_eval.processes import OwnedProcess
 from tests.support.cli import Cli, finished
+from tests.support.leases import server_of
 from tests.support.pools import Pool, deploy_busy, is_there
 from tests.support.processes import Mark, until
 from tests.support.relay import relay
@@ -53,6 +55,18 @@ def test_a_worker_and_its_run_outlast_a_server_that_is_away(cli: Cli, prefect_ap
         until(lambda: pool.state(second) == "Completed", 120)
         process.send_signal(signal.SIGTERM)
         finished(process, expect=0)
+
+
+def test_a_worker_ends_what_dead_runs_left_on_its_machine(cli: Cli, prefect_api: str, monkeypatch):
+    monkeypatch.setenv("MODAL_EVAL_STATE_DIR", cli.env["MODAL_EVAL_STATE_DIR"])
+    with OwnedProcess.start(["sleep", "600"]) as dead, OwnedProcess.start(["sleep", "600"]) as live:
+        server_of("dead", dead, holder_pid=1, holder_started=1.0)
+        server_of("live", live)
+        worker = Pool(cli, deploy_busy(prefect_api)).worker()
+        assert dead.wait(120) == -signal.SIGTERM
+        assert live.poll() is None
+        worker.send_signal(signal.SIGTERM)
+        assert f"stopped: pid {dead.pid}" in finished(worker, expect=0).stdout
 
 
 def test_a_machine_has_one_worker_of_a_name(tmp_path, monkeypatch):

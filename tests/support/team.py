@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import httpx
 
 from modal_eval.processes import OwnedProcess
 from tests.support.cli import Cli, finished
+from tests.support.processes import Mark
 
 ROOT = Path(__file__).resolve().parents[2]
 WITHIN_S = 420.0
@@ -53,14 +54,18 @@ class Team:
         subprocess.run([sys.executable, "-c", SHARE_RESULTS, str(folder)], env=self.cli.env, check=True, cwd=ROOT)
 
     @contextlib.contextmanager
-    def worker(self, pool: str, name: str, *words: str) -> Iterator[OwnedProcess]:
-        """A node: its own Prefect home, state and lease folders; runs and results are shared."""
+    def worker(
+        self, pool: str, name: str, *words: str, machine: Mapping[str, str] | None = None
+    ) -> Iterator[OwnedProcess]:
+        """A node: its own Prefect home, state and lease folders, and the variables of its `machine`; runs and results are
+        shared."""
         home = self.cli.folder / name
         env = {
             **self.cli.env,
             "PREFECT_HOME": str(home / "prefect"),
             "MODAL_EVAL_STATE_DIR": str(home / "state"),
             "MODAL_EVAL_GPU_DIR": str(home / "gpus"),
+            **(machine or {}),
         }
         command = [sys.executable, "-m", "modal_eval.cli", "worker", "--pool", pool, "--name", name, *words]
         with OwnedProcess.start(
@@ -74,10 +79,11 @@ class Team:
     def get(self, path: str) -> Any:
         return httpx.get(f"{self.api}/{path}", timeout=60).raise_for_status().json()
 
-    def run(self, deployment: str, **parameters: Any) -> str:
+    def run(self, deployment: str, *, queue: str | None = None, **parameters: Any) -> str:
         """Schedule a run of a deployment, as the UI's form does, and return its id."""
         made = self.get(f"deployments/name/{deployment}")
         body = {"parameters": {**made["parameters"], **parameters}, "state": {"type": "SCHEDULED"}}
+        body |= {"work_queue_name": queue} if queue else {}
         return str(self.post(f"deployments/{made['id']}/create_flow_run", body)["id"])
 
     def retry(self, flow_run: str) -> None:
@@ -125,6 +131,18 @@ class Team:
     def logs(self, flow_run: str) -> str:
         body = {"logs": {"flow_run_id": {"any_": [flow_run]}}, "sort": "TIMESTAMP_ASC"}
         return "\n".join(one["message"] for one in self.post("logs/filter", body))
+
+
+@contextlib.contextmanager
+def installed(folder: Path, prefect_api: str) -> Iterator[Team]:
+    """A server that was set up and deployed to as the documentation says. Nothing of it is left running."""
+    mark = Mark()
+    team = Team(Cli(folder, mark, prefect_api))
+    team.cli("init")
+    team.prefect("--no-prompt", "deploy", "--all")
+    team.share_results(folder / "results")
+    yield team
+    assert mark.wait_until_gone() == {}
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:

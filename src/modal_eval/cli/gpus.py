@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -9,8 +10,10 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from modal_eval import gpus
+from modal_eval.cli.live import duration
 from modal_eval.cli.options import Json
 from modal_eval.cli.output import data, print_json, talk
+from modal_eval.cli.status import moment
 from modal_eval.errors import EXIT_DONE
 from modal_eval.gpus import Gpu, GpuProcess, Survey
 
@@ -29,9 +32,15 @@ def command(
             help="End this user's idle leftovers of other programs too: adopted processes whose GPU does nothing.",
         ),
     ] = False,
+    history: Annotated[
+        int | None,
+        Parameter(name="--history", help="Show the last N leases instead: who, how long waited, how long held."),
+    ] = None,
     json: Json = False,
 ) -> int:
     """Show this machine's GPUs, who holds or uses each, and who waits; end what dead runs of ours left on them."""
+    if history is not None:
+        return show_history(history, as_json=json)
     found = gpus.survey(reap=reap)
     if json:
         print_json([describe(found, gpu) for gpu in found.gpus])
@@ -46,6 +55,28 @@ def command(
     if found.zombies:
         pids = ", ".join(map(str, sorted(found.zombies)))
         talk.print(f"Leftovers of other programs: pid {pids}; `modal-eval gpus --reap` ends them", soft_wrap=True)
+    return EXIT_DONE
+
+
+def show_history(count: int, *, as_json: bool) -> int:
+    """The last leases, and how busy the GPUs were in the time that is remembered."""
+    events = gpus.history.read(gpus.Folder())
+    told, indices = gpus.history.leases(events)[-count:] if count > 0 else [], [gpu.index for gpu in gpus.inventory()]
+    used = gpus.history.usage(events, indices, time.time())
+    if as_json:
+        print_json({"leases": [asdict(one) for one in told], "usage": asdict(used)})
+        return EXIT_DONE
+    shown = Table("since", "gpus", "waited", "held", "run", box=None, pad_edge=False)
+    for one in told:
+        held = "still" if one.until is None else duration(one.until - one.since)
+        shown.add_row(moment(one.since), ", ".join(map(str, one.gpus)), duration(one.waited_s), held, one.run)
+    data.print(shown)
+    if used.all_s:
+        talk.print(
+            f"In {duration(used.all_s / len(indices))} the GPUs were leased {used.leased_s / used.all_s:.0%} of the time, and "
+            f"{used.wanted_idle_s / used.all_s:.1%} of it one was free for somebody who waited.",
+            soft_wrap=True,
+        )
     return EXIT_DONE
 
 

@@ -1,5 +1,6 @@
 """This machine's GPUs: who has which, who waits, and what was left behind on them."""
 
+from modal_eval.gpus import history
 from modal_eval.gpus.folder import Folder
 from modal_eval.gpus.inventory import inventory, visible
 from modal_eval.gpus.lease import GpuLease
@@ -16,6 +17,7 @@ __all__ = [
     "Holder",
     "Survey",
     "end_leftovers",
+    "history",
     "inventory",
     "survey",
     "take",

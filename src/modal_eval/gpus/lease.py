@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Self
 
+from modal_eval.gpus import history
 from modal_eval.gpus.folder import Folder, write_text
 from modal_eval.gpus.records import Gpu, Holder
 
@@ -88,8 +89,11 @@ class GpuLease:
 
         The descriptors are closed and never unlocked: that would free a GPU whose server still has it open.
         """
+        indices = self.indices
         while self._held:
             os.close(self._held.pop().fd)
+        if indices:
+            history.note(self._folder, "released", self.lease_id, indices, len(indices))
 
     def __enter__(self) -> Self:
         return self

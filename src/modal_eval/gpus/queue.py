@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from modal_eval.errors import GpuError
+from modal_eval.gpus import history
 from modal_eval.gpus.folder import Folder, is_locked, lock_now, read_text, write_text
 from modal_eval.gpus.records import Holder
 from modal_eval.gpus.rule import Request
@@ -48,12 +49,14 @@ class Ticket:
             wish = {"count": self._count, "allowed": self._allowed}
             write_text(self._file, {**wish, **times, "holder": asdict(self._holder)})
 
-    def leave(self) -> None:
-        """Give the place up. May be called twice, and without the folder's lock when the wait was cut off."""
-        if self._file is not None:
-            self._path.unlink(missing_ok=True)
-            os.close(self._file)
-            self._file = None
+    def leave(self) -> bool:
+        """Give the place up; whether there still was one. May be called without the folder's lock when the wait was cut off."""
+        if self._file is None:
+            return False
+        self._path.unlink(missing_ok=True)
+        os.close(self._file)
+        self._file = None
+        return True
 
 
 def last_number(folder: Folder) -> int:
@@ -66,7 +69,10 @@ def waiters(folder: Folder) -> list[Waiter]:
     for path in sorted(folder.queue.glob("*.ticket")):
         if not is_locked(path):
             with contextlib.suppress(OSError):  # another user's
+                gone = Holder.read((read_text(path) or {}).get("holder") or {})
                 path.unlink()
+                if gone:
+                    history.note(folder, "left", gone.lease_id, (), 0)
         elif (waiter := read_waiter(path)) is not None:
             found.append(waiter)
     return found

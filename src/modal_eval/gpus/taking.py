@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from modal_eval.errors import GpuError
+from modal_eval.gpus import history
 from modal_eval.gpus.folder import Folder, lock_now
 from modal_eval.gpus.inventory import inventory, visible
 from modal_eval.gpus.lease import GpuLease, HeldGpu
@@ -36,6 +37,10 @@ class Wish:
     @property
     def uuids(self) -> frozenset[str]:
         return frozenset(gpu.uuid for gpu in self.gpus)
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        return tuple(gpu.index for gpu in self.gpus)
 
 
 @dataclass
@@ -129,10 +134,12 @@ def usable(count: int) -> tuple[Sequence[Gpu], Sequence[Gpu]]:
 def queued(folder: Folder, wish: Wish) -> Iterator[Ticket]:
     with folder.locked():
         ticket = Ticket(folder, wish.holder, wish.count, wish.uuids)
+        history.note(folder, "asked", wish.holder.lease_id, wish.indices, wish.count, wish.holder.run)
     try:
         yield ticket
     finally:
-        ticket.leave()
+        if ticket.leave():
+            history.note(folder, "left", wish.holder.lease_id, (), wish.count)
 
 
 def attempt(folder: Folder, wish: Wish, ticket: Ticket) -> tuple[GpuLease | None, str]:
@@ -154,7 +161,9 @@ def attempt(folder: Folder, wish: Wish, ticket: Ticket) -> tuple[GpuLease | None
         kept.update(mine)
         ticket.leave()
         held = [HeldGpu(view.now[uuid], view.locks[uuid]) for uuid in mine]
-        return GpuLease(folder, wish.holder, sorted(held, key=lambda one: one.gpu.index)), ""
+        lease = GpuLease(folder, wish.holder, sorted(held, key=lambda one: one.gpu.index))
+        history.note(folder, "taken", lease.lease_id, lease.indices, wish.count, wish.holder.run)
+        return lease, ""
     finally:
         for uuid, lock in view.locks.items():
             if uuid not in kept:
