@@ -5,7 +5,6 @@ from typing import Any
 
 from prefect import flow
 
-from modal_eval import paths
 from modal_eval.config.models import Overrides, Target
 from modal_eval.config.request import BenchmarkName, ModelName, NumExamples, RepositoryName, RunRequest
 from modal_eval.results.run_folder import locked
@@ -13,7 +12,7 @@ from modal_eval.stages.opening import open_run
 from tasks.accounts import in_the_name_of
 from tasks.generation import generate, generation_owed, replay
 from tasks.naming import eval_run_name, run_id_of_flow_run, tag_flow_run, tags_of
-from tasks.preparation import prepare
+from tasks.preparation import prepare, preparing_owed
 from tasks.publishing import push_to_hub as push
 from tasks.reporting import report
 from tasks.scoring import score
@@ -55,7 +54,7 @@ def eval(  # noqa: A001 - `prefect deploy -n eval/…` matches the function's na
     run_dir = open_run(request.with_settings(target=target, num_examples=num_examples))
     tag_flow_run(tags_of(model, benchmark))
     with locked(run_dir), in_the_name_of(modal_account, hub_repository) as repository:
-        prepare.with_options(refresh_cache=not (run_dir / paths.PREPARED).is_file())(run_dir)
+        prepare.with_options(refresh_cache=preparing_owed(run_dir))(run_dir)
         replay(run_dir)
         owed = generation_owed(run_dir)
         try:

@@ -6,9 +6,17 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import CacheKeyFnPolicy
 
-from modal_eval.stages import preparing
+from modal_eval import paths
+from modal_eval.stages import generating, preparing
 from tasks.naming import key_of_inputs
 from tasks.retrying import is_retryable
+
+
+def preparing_owed(run_dir: Path) -> bool:
+    """Whether a cached result would not do: nothing was found yet, or it was found on another node and a server is needed."""
+    if not (run_dir / paths.PREPARED).is_file():
+        return True
+    return bool(generating.owed_rollouts(run_dir)) and not preparing.model_is_here(run_dir)
 
 
 @task(

@@ -26,6 +26,7 @@ from modal_eval.stages.preparing import harness_job, read_prepared
 from modal_eval.stages.reporting import cost, report
 from modal_eval.stages.scoring import score
 from modal_eval.stages.serving import proxy_fault, refuse_changed_server, teardown
+from tasks.preparation import preparing_owed
 
 MODEL = PreparedModel("org/m", "endpoint", None, "m", None, None, None, "server", None)
 
@@ -56,6 +57,21 @@ def test_every_rollout_without_a_score_is_owed(run):
     assert owed_rollouts(run.run_dir) == {(0, 0), (0, 1), (1, 0), (1, 1)}
     write_rows(run, row(0), row(0, 1, None, error={"fault": "server"}), row(1, 1, 0.0))
     assert owed_rollouts(run.run_dir) == {(0, 1), (1, 0)}
+
+
+def test_a_run_that_another_node_began_is_prepared_again_only_where_a_server_is_needed(run, tmp_path):
+    prepared = read_json(run.run_dir / "prepared.json")
+    assert not preparing_owed(run.run_dir)
+    for path, owed in ((tmp_path / "there", True), (tmp_path, False)):
+        prepared["model"]["path"] = str(path)
+        write_json(run.run_dir / "prepared.json", prepared)
+        assert preparing_owed(run.run_dir) == owed
+    prepared["model"]["path"] = str(tmp_path / "there")
+    write_json(run.run_dir / "prepared.json", prepared)
+    write_rows(run, *(row(example, rollout) for example in range(2) for rollout in range(2)))
+    assert not preparing_owed(run.run_dir)
+    (run.run_dir / "prepared.json").unlink()
+    assert preparing_owed(run.run_dir)
 
 
 def test_rows_beyond_what_is_asked_for_now_are_left_alone(run):

@@ -72,6 +72,12 @@ def fingerprint(run_dir: Path) -> str:
     return hashlib.sha256(json.dumps([__version__, run.fingerprint(), seen]).encode()).hexdigest()[:16]
 
 
+def model_is_here(run_dir: Path) -> bool:
+    """Whether the model that `prepare` found is on this machine, and not on the node that began the run."""
+    model, _ = read_prepared(run_dir)
+    return all(path is None or path.exists() for path in (model.path, model.chat_template))
+
+
 def read_prepared(run_dir: Path) -> tuple[PreparedModel, dict[str, Any]]:
     """What `prepare` found: the model, and the facts of the environment."""
     prepared = read_json(run_dir / paths.PREPARED)
