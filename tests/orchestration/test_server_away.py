@@ -4,49 +4,19 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import httpx
 import pytest
 
 from tests.support.cli import Cli, finished
-from tests.support.compose import GIVEN, production
-from tests.support.prefect_server import prefect_server
+from tests.support.installations import on_postgresql_and_redis, on_sqlite
 from tests.support.processes import Mark, until
 from tests.support.upstream import Upstream
 
 CAUGHT_UP_S = 600.0
 BY_ITSELF_S = 45.0
 """Longer than a run needs that waits for nobody, shorter than Prefect's client waits for its server."""
-
-
-class Installation(NamedTuple):
-    kill: Callable[[], None]
-    start: Callable[[], None]
-    variables: dict[str, str]
-
-    def states(self, what: str) -> set[str]:
-        """Of all its flow runs or task runs."""
-        user, _, password = self.variables.get("PREFECT_API_AUTH_STRING", ":").partition(":")
-        url = f"{self.variables['PREFECT_API_URL']}/{what}/filter"
-        found = httpx.post(url, json={}, auth=(user, password), timeout=30).raise_for_status().json()
-        return {one["state_name"] for one in found}
-
-
-@contextmanager
-def on_sqlite(folder: Path, mark: Mark) -> Iterator[Installation]:
-    with prefect_server(folder) as server:
-        yield Installation(server.kill, server.start, {"PREFECT_API_URL": server.api_url})
-
-
-@contextmanager
-def on_postgresql_and_redis(folder: Path, mark: Mark) -> Iterator[Installation]:
-    with production(folder, mark.env) as made:
-        variables = {"PREFECT_API_URL": made.api_url("first"), "PREFECT_API_AUTH_STRING": GIVEN["PREFECT_AUTH"]}
-        yield Installation(made.kill_all_apis, made.start_all_apis, variables)
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,9 @@ class Pool:
         self.name = name
         self.api = cli.env["PREFECT_API_URL"]
         cli.env |= {"PREFECT_WORKER_QUERY_SECONDS": "1"}
-        found = httpx.get(f"{self.api}/deployments/name/busy/{name}", timeout=30).raise_for_status().json()
+        user, _, password = cli.env.get("PREFECT_API_AUTH_STRING", ":").partition(":")
+        self._http = httpx.Client(auth=(user, password), timeout=30)
+        found = self._http.get(f"{self.api}/deployments/name/busy/{name}").raise_for_status().json()
         self.deployment = found["id"]
 
     def schedule(self, name: str, **parameters) -> tuple[str, Path]:
@@ -50,13 +52,13 @@ class Pool:
         asked = {"parameters": {"folder": str(folder), **parameters}, "state": {"type": "SCHEDULED"}}
         url = f"{self.api}/deployments/{self.deployment}/create_flow_run"
         deadline = time.monotonic() + WITHIN_S
-        while (made := httpx.post(url, json=asked, timeout=30)).status_code == httpx.codes.SERVICE_UNAVAILABLE:
+        while (made := self._http.post(url, json=asked)).status_code == httpx.codes.SERVICE_UNAVAILABLE:
             assert time.monotonic() < deadline, made.text  # SQLite was locked by another request
             time.sleep(0.2)
         return made.raise_for_status().json()["id"], folder
 
     def state(self, flow_run: str) -> str:
-        return httpx.get(f"{self.api}/flow_runs/{flow_run}", timeout=30).raise_for_status().json()["state"]["name"]
+        return self._http.get(f"{self.api}/flow_runs/{flow_run}").raise_for_status().json()["state"]["name"]
 
     def worker(self, *arguments: str) -> subprocess.Popen[str]:
         process = self.cli.start("worker", "--pool", self.name, "--name", self.name, *arguments)
