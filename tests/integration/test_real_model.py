@@ -53,7 +53,7 @@ def journal_lines(cli):
     return journal.read_bytes().count(b"\n") if journal.is_file() else 0
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_gsm8k_killed_ten_times_ends_with_the_rows_of_an_undisturbed_run_and_pays_for_nothing_twice(
     cli, mark, llamacpp
 ):

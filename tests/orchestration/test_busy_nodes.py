@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from modal_eval.gpus import Folder, history
 from tests.support.checkpoints import checkpoint
 from tests.support.gpus import Machine
+from tests.support.installations import on_postgresql_and_redis
+from tests.support.processes import Mark
 from tests.support.team import Team, installed, write_lines
 from tests.support.vllm_environment import vllm_environment
 
@@ -29,7 +32,7 @@ def pending_at(team: Team, flow_run: str) -> str:
 
 @pytest.mark.slow
 def test_forty_runs_on_sixteen_gpus_leave_none_idle_that_is_wanted_and_keep_their_priorities(
-    tmp_path: Path, prefect_api: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, mark: Mark, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = tmp_path / "run_step40"
     model.mkdir()
@@ -42,7 +45,11 @@ def test_forty_runs_on_sixteen_gpus_leave_none_idle_that_is_wanted_and_keep_thei
     machines = {name: tmp_path / f"machine-{name}" for name in ("node-1", "node-2")}
     for folder in machines.values():
         folder.mkdir()
-    with installed(tmp_path, prefect_api) as team:
+    with (
+        tempfile.TemporaryDirectory(prefix="modal-eval-busy-") as name,  # PostgreSQL's user has to get in
+        on_postgresql_and_redis(Path(name), mark) as server,  # SQLite would be what everybody waits for
+        installed(tmp_path, server.variables["PREFECT_API_URL"], server.variables) as team,
+    ):
         runs = {}
         for number in range(RUNS):
             queue = QUEUES[number % 4 % 3]

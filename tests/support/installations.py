@@ -7,10 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import httpx
-
 from tests.support.compose import GIVEN, production
-from tests.support.prefect_server import prefect_server
+from tests.support.prefect_server import post, prefect_server
 from tests.support.processes import Mark
 
 
@@ -22,7 +20,7 @@ class Installation(NamedTuple):
     def post(self, path: str, body: Any) -> Any:
         user, _, password = self.variables.get("PREFECT_API_AUTH_STRING", ":").partition(":")
         url = f"{self.variables['PREFECT_API_URL']}/{path}"
-        return httpx.post(url, json=body, auth=(user, password), timeout=30).raise_for_status().json()
+        return post(url, body, (user, password))
 
     def states(self, what: str) -> set[str]:
         """Of all its flow runs or task runs."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 import uuid
 from pathlib import Path
 
 import httpx
 
 from tests.support.cli import Cli
+from tests.support.prefect_server import post
 from tests.support.processes import until
 
 FLOWS = Path(__file__).parents[1] / "fixtures" / "flows"
@@ -41,7 +41,8 @@ class Pool:
         self.api = cli.env["PREFECT_API_URL"]
         cli.env |= {"PREFECT_WORKER_QUERY_SECONDS": "1"}
         user, _, password = cli.env.get("PREFECT_API_AUTH_STRING", ":").partition(":")
-        self._http = httpx.Client(auth=(user, password), timeout=30)
+        self._auth = (user, password)
+        self._http = httpx.Client(auth=self._auth, timeout=30)
         found = self._http.get(f"{self.api}/deployments/name/busy/{name}").raise_for_status().json()
         self.deployment = found["id"]
 
@@ -51,11 +52,7 @@ class Pool:
         folder.mkdir()
         asked = {"parameters": {"folder": str(folder), **parameters}, "state": {"type": "SCHEDULED"}}
         url = f"{self.api}/deployments/{self.deployment}/create_flow_run"
-        deadline = time.monotonic() + WITHIN_S
-        while (made := self._http.post(url, json=asked)).status_code == httpx.codes.SERVICE_UNAVAILABLE:
-            assert time.monotonic() < deadline, made.text  # SQLite was locked by another request
-            time.sleep(0.2)
-        return made.raise_for_status().json()["id"], folder
+        return post(url, asked, self._auth)["id"], folder
 
     def state(self, flow_run: str) -> str:
         return self._http.get(f"{self.api}/flow_runs/{flow_run}").raise_for_status().json()["state"]["name"]

@@ -10,11 +10,17 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import httpx
 
 from modal_eval.cli.prefect_server import wait_until_healthy
 from modal_eval.processes import OwnedProcess, free_port
+
+UNLOCKED_S = 120.0
 
 
 class PrefectServer:
@@ -75,6 +81,15 @@ def prefect_server(folder: Path) -> Iterator[PrefectServer]:
         yield server
     finally:
         server.stop()
+
+
+def post(url: str, body: Any, auth: tuple[str, str] | None = None) -> Any:
+    """Ask a Prefect server; again while its SQLite is locked by another request, as Prefect's own client does."""
+    deadline = time.monotonic() + UNLOCKED_S
+    while (answer := httpx.post(url, json=body, auth=auth, timeout=60)).status_code == httpx.codes.SERVICE_UNAVAILABLE:
+        assert time.monotonic() < deadline, answer.text
+        time.sleep(0.2)
+    return answer.raise_for_status().json()
 
 
 def main() -> None:

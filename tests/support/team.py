@@ -15,6 +15,7 @@ import httpx
 
 from modal_eval.processes import OwnedProcess
 from tests.support.cli import Cli, finished
+from tests.support.prefect_server import post
 from tests.support.processes import Mark
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,6 +34,8 @@ class Team:
     def __init__(self, cli: Cli) -> None:
         self.cli = cli
         self.api = cli.env["PREFECT_API_URL"]
+        user, _, password = cli.env.get("PREFECT_API_AUTH_STRING", ":").partition(":")
+        self._auth = (user, password)
         cli.env |= {
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "PREFECT_DEFAULT_RESULT_STORAGE_BLOCK": "local-file-system/results",
@@ -74,10 +77,10 @@ class Team:
             yield node
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        return httpx.post(f"{self.api}/{path}", json=body, timeout=60).raise_for_status().json()
+        return post(f"{self.api}/{path}", body, self._auth)
 
     def get(self, path: str) -> Any:
-        return httpx.get(f"{self.api}/{path}", timeout=60).raise_for_status().json()
+        return httpx.get(f"{self.api}/{path}", auth=self._auth, timeout=60).raise_for_status().json()
 
     def run(self, deployment: str, *, queue: str | None = None, **parameters: Any) -> str:
         """Schedule a run of a deployment, as the UI's form does, and return its id."""
@@ -134,10 +137,15 @@ class Team:
 
 
 @contextlib.contextmanager
-def installed(folder: Path, prefect_api: str) -> Iterator[Team]:
-    """A server that was set up and deployed to as the documentation says. Nothing of it is left running."""
+def installed(folder: Path, prefect_api: str, variables: Mapping[str, str] | None = None) -> Iterator[Team]:
+    """A server that was set up and deployed to as the documentation says. Nothing of it is left running.
+
+    `variables` are what else a client of it needs.
+    """
     mark = Mark()
-    team = Team(Cli(folder, mark, prefect_api))
+    cli = Cli(folder, mark, prefect_api)
+    cli.env |= variables or {}
+    team = Team(cli)
     team.cli("init")
     team.prefect("--no-prompt", "deploy", "--all")
     team.share_results(folder / "results")
