@@ -287,3 +287,13 @@ def test_samples_are_scored_in_modal_sandboxes_as_they_are_here(cli, tmp_path, i
     assert "--no-deps" in installed
     assert "evalplus==" in installed
     assert "numpy==" in installed
+
+
+def test_the_server_never_waits_for_the_harness_and_never_has_more_calls_than_it_may(cli, upstream):
+    upstream.script(default={"latency": 0.2})
+    rows = run(cli, upstream, "humaneval_plus", "--eval.num_examples=24", "--eval.max_concurrent=4")
+    assert len(rows) == 24
+    assert upstream.stats()["max_in_flight"] == 4
+    assert all(200 <= row["generation_ms"] < 380 for row in rows.values()), "the wait for a place counts as generating"
+    log = sorted(upstream.log(), key=lambda call: call["at"])
+    assert [call["tag"] for call in log[:4]] == ["0/0", "1/0", "2/0", "3/0"]

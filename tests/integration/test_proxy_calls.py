@@ -3,6 +3,7 @@
 import http.client
 import select
 import time
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import httpx
@@ -204,6 +205,18 @@ def test_no_more_calls_than_allowed_are_upstream_and_the_others_wait(tmp_path, u
     with running_proxy(tmp_path, upstream.base_url, max_in_flight=3) as proxy:
         assert all(ask_all(proxy, [(f"question {n}", f"{n}/0") for n in range(24)], at_once=24))
     assert upstream.stats()["max_in_flight"] == 3
+
+
+def test_a_call_is_timed_without_its_wait_for_a_place_and_a_replay_says_the_same(tmp_path, upstream):
+    upstream.script(default={"latency": 0.3})
+    with running_proxy(tmp_path, upstream.base_url, max_in_flight=1) as proxy:
+        with ThreadPoolExecutor(3) as threads:
+            timed = list(
+                threads.map(lambda n: ask(proxy, f"question {n}", f"{n}/0").headers["X-Modal-Eval-Ms"], range(3))
+            )
+        assert all(300 <= int(ms) < 600 for ms in timed), timed
+        proxy.begin_pass()
+        assert [ask(proxy, f"question {n}", f"{n}/0").headers["X-Modal-Eval-Ms"] for n in range(3)] == timed
 
 
 def test_a_long_stream_hears_comments_until_its_answer_is_whole(tmp_path, upstream):

@@ -54,14 +54,14 @@ def postgres_program(name: str) -> str:
 
 
 class Production:
-    """Everything of the compose file but its proxy, its worker and its containers."""
+    """Everything of the compose file but its worker and its containers."""
 
     def __init__(self, folder: Path, variables: Mapping[str, str], stack: ExitStack) -> None:
         if shutil.which("redis-server") is None:
             pytest.skip("redis-server is not installed: scripts/install-system-packages --tests")
         self.folder, self.services, self._stack = folder, services(), stack
         self.given = variables
-        self.ports = {name: free_port() for name in ("postgres", "redis", *REPLICAS)}
+        self.ports = {name: free_port() for name in ("postgres", "redis", "proxy", *REPLICAS)}
         self.programs = ensure_environment("server").parent
         self.processes: dict[str, OwnedProcess] = {}
         folder.chmod(0o755)
@@ -147,6 +147,27 @@ class Production:
         process = self.start(replica, self.command("api", **changes), env)
         until(lambda: self.is_healthy(replica, process), within=180)
 
+    def start_proxy(self) -> None:
+        """With the file's own configuration, but for its port and for Docker's way to find the replicas."""
+        if shutil.which("caddy") is None:
+            pytest.skip("caddy is not installed: scripts/install-system-packages --tests")
+        replicas = " ".join(f"127.0.0.1:{self.ports[replica]}" for replica in REPLICAS)
+        text = yaml.safe_load(FILE.read_text(encoding="utf-8"))["configs"]["caddyfile"]["content"]
+        text, found = re.subn(r"dynamic a api 4200 \{[^}]*\}", f"to {replicas}", text)
+        assert found == 1
+        assert text.startswith(":4200 {")
+        config = self.folder / "Caddyfile"
+        here = text.replace(":4200 {", f"http://127.0.0.1:{self.ports['proxy']} {{", 1)
+        config.write_text(f"{{\n\tadmin off\n}}\n{here}")
+        env = {
+            **self.given,
+            "HOME": str(self.folder),
+            "XDG_DATA_HOME": str(self.folder),
+            "XDG_CONFIG_HOME": str(self.folder),
+        }
+        process = self.start("proxy", ["caddy", "run", "--config", str(config), "--adapter", "caddyfile"], env)
+        until(lambda: self.is_healthy("proxy", process), within=60)
+
     def start_all_apis(self) -> None:
         for replica in REPLICAS:
             self.start_api(replica)
@@ -172,7 +193,7 @@ def as_postgres() -> list[str]:
 
 @contextmanager
 def production(folder: Path, variables: Mapping[str, str]) -> Iterator[Production]:
-    """PostgreSQL, Redis, the migrated database, two API servers and the services; all gone after the block."""
+    """PostgreSQL, Redis, the migrated database, two API servers behind their proxy, and the services; all gone after it."""
     with ExitStack() as stack:
         made = Production(folder, variables, stack)
         made.make_database()
@@ -185,5 +206,6 @@ def production(folder: Path, variables: Mapping[str, str]) -> Iterator[Productio
         )  # fmt: skip
         made.run("migrate")
         made.start_all_apis()
+        made.start_proxy()
         made.start("services", made.command("services"), made.variables("services"))
         yield made

@@ -36,5 +36,5 @@ def on_sqlite(folder: Path, mark: Mark) -> Iterator[Installation]:
 @contextmanager
 def on_postgresql_and_redis(folder: Path, mark: Mark) -> Iterator[Installation]:
     with production(folder, mark.env) as made:
-        variables = {"PREFECT_API_URL": made.api_url("first"), "PREFECT_API_AUTH_STRING": GIVEN["PREFECT_AUTH"]}
+        variables = {"PREFECT_API_URL": made.api_url("proxy"), "PREFECT_API_AUTH_STRING": GIVEN["PREFECT_AUTH"]}
         yield Installation(made.kill_all_apis, made.start_all_apis, variables)

@@ -27,6 +27,8 @@ FAULT_HEADER = "X-Modal-Eval-Fault"
 """Says that an error is no answer of the model: the rollout is unscored, never wrong."""
 SOURCE_HEADER = "X-Modal-Eval-Source"
 """`journal` or `upstream`."""
+MS_HEADER = "X-Modal-Eval-Ms"
+"""How long the call took without its wait for a place, in ms; of a replayed one, how long it took then."""
 
 ROUTES = re.compile(r"(?:/rollout/(?P<tag>.+?))?(?P<path>/v1/[\w/.:-]+|/tokenize|/detokenize)")
 PORT = re.compile(rb":\d+$")
@@ -127,7 +129,8 @@ def reply(served: Served | None) -> Response | None:
     if served is None:
         return None
     answer = served.answer
-    return Response(answer.body, answer.status, {SOURCE_HEADER: served.source, "content-type": answer.content_type})
+    headers = {SOURCE_HEADER: served.source, MS_HEADER: str(answer.ms), "content-type": answer.content_type}
+    return Response(answer.body, answer.status, headers)
 
 
 def failure(error: CallError) -> Response:

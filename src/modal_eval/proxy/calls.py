@@ -34,6 +34,8 @@ class Call:
 
     key: CallKey
     request: Request
+    began: float = 0.0
+    """When it got its place among those in flight, on the monotonic clock."""
     tries: int = 0
     upstream: int | None = None
     first_data_s: float | None = None
@@ -110,6 +112,7 @@ class Caller:
         """
         with self._accounting.waits():
             await self._places.acquire()
+        call.began = time.monotonic()
         try:
             with self._accounting.in_flight():
                 async with asyncio.timeout(self._settings.call_timeout_s):

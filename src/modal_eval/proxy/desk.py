@@ -131,7 +131,7 @@ class Desk:
         began = time.monotonic()
         try:
             answer = await self._caller.answer(call, self._journal.find_pending(call.key), self._refusal)
-            answer = replace(answer, ms=round((time.monotonic() - began) * 1000))
+            answer = replace(answer, ms=round((time.monotonic() - call.began) * 1000))
             if known is None or (known.status, known.body) != (answer.status, answer.body):
                 await self._writer.append(call.key, lines.encode_answer(call.key, answer))
         except CallError as error:

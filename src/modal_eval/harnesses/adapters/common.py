@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 from modal_eval.harnesses.adapters.channel import plain
 
 ROLLOUT_HEADER = "X-Modal-Eval-Rollout"
+MS_HEADER = "X-Modal-Eval-Ms"
 """Says to the proxy which rollout a call belongs to: `example_id/rollout`."""
 
 OPENAI_PARAMETERS = frozenset(
@@ -117,6 +118,8 @@ class CallLog:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     calls: int = 0
+    ms: float = 0.0
+    """How long they took without their wait for a place, where the proxy says so."""
 
     def record(self, finish_reason: str | None, usage: Any) -> None:
         self.calls += 1
@@ -176,6 +179,8 @@ class Backend(Protocol):
     examples: list[Example]
     grouped: bool
     """All rollouts of an example are scored together."""
+    asks_ahead: bool
+    """A rollout is a call and nothing else: as many again may wait at the proxy, so that the server never waits for us."""
     version: str
     api: str
     environment_version: str | None

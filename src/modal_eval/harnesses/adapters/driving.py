@@ -101,12 +101,18 @@ class Driver:
         units = self._grouped_units() if self.backend.grouped else self._single_units()
         with Heart(self.channel, self.progress):
             side_by_side = self.job.max_concurrent // (self.job.rollouts if self.backend.grouped else 1)
+            side_by_side *= 2 if self._ahead else 1
             workers = [asyncio.create_task(self._work(units)) for _ in range(max(1, side_by_side))]
             try:
                 await asyncio.gather(*workers)
             finally:
                 for worker in workers:
                     worker.cancel()
+
+    @property
+    def _ahead(self) -> bool:
+        """Whether half of the rollouts wait for a place at the proxy."""
+        return self.backend.asks_ahead and self.job.phase == "generate"
 
     async def _work(self, units: Iterator[Callable[[], Awaitable[None]]]) -> None:
         for unit in units:
@@ -161,7 +167,8 @@ class Driver:
         since = time.monotonic()
         self.progress.in_flight.update(dict.fromkeys(tags, since))
         task = asyncio.create_task(start())
-        limit = self.job.rollout_timeout_s
+        # One that waits at the proxy does so no longer than the one before it may take.
+        limit = self.job.rollout_timeout_s * (2 if self._ahead else 1)
         try:
             finished, _ = await asyncio.wait({task}, timeout=limit)
             if finished:
@@ -169,7 +176,8 @@ class Driver:
             task.cancel()
             await asyncio.wait({task}, timeout=CANCEL_GRACE_S)
             where = "" if task.done() else ", and does not let itself be cancelled"
-            message = f"not finished after eval.rollout_timeout={limit:g} s{where}; raise the limit or mend the example"
+            asked = self.job.rollout_timeout_s
+            message = f"not finished after eval.rollout_timeout={asked:g} s{where}; raise the limit or mend the example"
             return fault("timeout", message, "TimeoutError")
         except asyncio.CancelledError:
             task.cancel()

@@ -18,6 +18,7 @@ from pathlib import Path
 import aiohttp
 
 from modal_eval.harnesses.adapters.common import (
+    MS_HEADER,
     OVERLONG_PHRASES,
     ROLLOUT_HEADER,
     CallLog,
@@ -64,6 +65,7 @@ class EvalPlusBackend:
     harness = "evalplus"
     api = "openai"
     grouped = False
+    asks_ahead = True
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -135,7 +137,7 @@ class EvalPlusBackend:
         outcome = Outcome(calls=calls, num_turns=1)
         started = time.perf_counter()
         answer = await self._ask(task, f"{example.example_id}/{rollout}", rollout, outcome)
-        outcome.generation_s = time.perf_counter() - started
+        outcome.generation_s = calls.ms / 1000 or time.perf_counter() - started
         if outcome.error is None and self._job.phase == "generate":
             outcome.pending = True
         elif outcome.error is None:
@@ -156,6 +158,7 @@ class EvalPlusBackend:
         try:
             async with self._http.post(path, json=body, headers={ROLLOUT_HEADER: tag}) as response:
                 status, text = response.status, await response.text()
+                outcome.calls.ms += float(response.headers.get(MS_HEADER, 0))
         except (aiohttp.ClientError, OSError) as error:
             outcome.error = fault("server", error)
             return ""

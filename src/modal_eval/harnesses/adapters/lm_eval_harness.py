@@ -42,6 +42,7 @@ class Generating:
 
     harness = "lm_eval"
     grouped = False
+    asks_ahead = True
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -83,7 +84,8 @@ class Generating:
         began = time.monotonic()
         answers, error = await self.ask(position, rollout, calls)
         outcome = self.outcome(position, answers, calls)
-        outcome.generation_s, outcome.error, outcome.pending = time.monotonic() - began, error, error is None
+        outcome.generation_s = calls.ms / 1000 or time.monotonic() - began
+        outcome.error, outcome.pending = error, error is None
         return outcome
 
     async def run_group(self, position: int, rollouts: Sequence[int], calls: Sequence[CallLog]) -> list[Outcome]:

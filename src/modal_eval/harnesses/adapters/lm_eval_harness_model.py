@@ -16,7 +16,7 @@ from typing import Any
 from lm_eval.api.model import LM
 from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
 
-from modal_eval.harnesses.adapters.common import OVERLONG_PHRASES, ROLLOUT_HEADER, CallLog, Job, SetupError
+from modal_eval.harnesses.adapters.common import MS_HEADER, OVERLONG_PHRASES, ROLLOUT_HEADER, CallLog, Job, SetupError
 from modal_eval.harnesses.adapters.lm_eval_harness_settings import Settings
 
 OK = 200
@@ -96,6 +96,7 @@ class Asker:
                     return Answer("" if is_generation(instance) else (float("-inf"), False), overlong=True)
                 raise ServerFault(f"status {response.status}: {text[:500]}")
             body = await response.json(content_type=None)
+            calls.ms += float(response.headers.get(MS_HEADER, 0))
         if not isinstance(body, dict) or not body.get("choices"):
             raise ServerFault(f"an answer without choices: {str(body)[:500]}")
         calls.record(body["choices"][0].get("finish_reason"), SimpleNamespace(**(body.get("usage") or {})))

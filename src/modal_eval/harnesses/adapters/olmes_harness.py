@@ -51,6 +51,7 @@ class OlmesBackend:
     harness = "olmes"
     api = "litellm"
     grouped = False
+    asks_ahead = False
     environment_version = None
     environment_sha256 = None
 

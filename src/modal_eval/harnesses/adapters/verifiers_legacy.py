@@ -88,6 +88,7 @@ class LegacyBackend:
     """An environment that `load_environment()` returned."""
 
     harness = "verifiers"
+    asks_ahead = False
     api = "legacy"
 
     def __init__(self, job: Job, version: str) -> None:

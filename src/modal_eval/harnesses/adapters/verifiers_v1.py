@@ -70,6 +70,7 @@ class V1Backend:
     harness = "verifiers"
     api = "v1"
     grouped = False
+    asks_ahead = False
 
     def __init__(self, job: Job, version: str) -> None:
         self.version = version
