@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +14,12 @@ import pytest
 
 from tests.support.aws import aws_server
 from tests.support.checkpoints import checkpoint
+from tests.support.gpus import Machine
 from tests.support.prefect_server import prefect_server
 from tests.support.processes import until
-from tests.support.team import Team, installed
+from tests.support.team import Team, installed, write_lines
 from tests.support.upstream import upstream
+from tests.support.vllm_environment import vllm_environment
 
 NOTICED_S = 240.0
 """The automation waits for 120 s without a heartbeat, and looks every few seconds."""
@@ -66,3 +71,50 @@ def test_a_run_whose_machine_died_is_crashed_without_a_heartbeat_and_another_nod
             team.retry(run)
             assert team.ended(run)["state_type"] == "COMPLETED", team.logs(run)
         assert server.stats()["posts"] <= 30 + 2, "more was generated twice than was in flight"
+
+
+def test_a_killed_worker_leaves_no_gpu_and_no_server_and_the_other_node_goes_on_from_the_journal(
+    team: Team, tmp_path: Path
+) -> None:
+    model = tmp_path / "run_step40"
+    model.mkdir()
+    for name, content in checkpoint({"model.safetensors": ("a",)}).items():
+        (model / name).write_bytes(content)
+    problems = [{"question": f"What is {number} times 2?", "answer": str(2 * number)} for number in range(16)]
+    overrides = {
+        "env": {"data_files": str(write_lines(tmp_path / "aime.jsonl", problems))},
+        "eval": {"rollouts": 1, "max_concurrent": 2},
+        "infra": {"environment": str(vllm_environment(tmp_path / "vllm", latency=1))},
+    }
+    first, second = (Machine(folder) for folder in (tmp_path / "first", tmp_path / "second") if folder.mkdir() is None)
+    with team.worker("a100", "killed", machine=first.env(team.cli.env)):
+        run = team.run("eval/aime2025", model=str(model), target="node", overrides=overrides)
+        outputs = team.cli.folder / "outputs"
+        until(lambda: len(journaled(outputs, run)) >= 6, NOTICED_S)
+        assert first.leased()
+        (worker,) = [
+            pid
+            for pid, line in team.cli.mark.processes().items()
+            if "modal_eval.cli worker" in line and "guardian" not in line
+        ]
+        os.kill(worker, signal.SIGKILL)
+        until(lambda: team.flow_run(run)["state_type"] == "CRASHED", NOTICED_S)
+        until(lambda: first.leased() == [], 60)
+        until(lambda: not [line for line in team.cli.mark.processes().values() if "support.upstream" in line], 60)
+    kept = journaled(outputs, run)
+    with team.worker("a100", "other", machine=second.env(team.cli.env)):
+        team.retry(run)
+        assert team.ended(run)["state_type"] == "COMPLETED", team.logs(run)
+    assert kept <= journaled(outputs, run) == Counter(f"{number}/0" for number in range(16))
+    assert second.leased() == []
+
+
+def journaled(outputs: Path, run: str) -> Counter[str]:
+    """How often each rollout's answer is on disk."""
+    found: Counter[str] = Counter()
+    for path in outputs.glob(f"*/{run.replace('-', '')[-8:]}/checkpoint.jsonl"):
+        for line in path.read_bytes().splitlines()[1:]:
+            with contextlib.suppress(ValueError):  # cut off by the kill
+                found[json.loads(line).get("tag", "")] += 1
+    del found[""]  # what the server said of its models
+    return found
