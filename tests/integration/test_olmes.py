@@ -18,6 +18,7 @@ from modal_eval.errors import ConfigError, HarnessError
 from modal_eval.harnesses.environment import environment_for
 from modal_eval.harnesses.run import describe
 from modal_eval.stages.preparing import harness_job
+from tests.support.llamacpp import MODEL, serving_llamacpp
 from tests.support.upstream import upstream
 
 pytestmark = pytest.mark.timeout(300)
@@ -153,3 +154,16 @@ def test_without_a_named_environment_the_error_says_how_to_get_olmes():
     config = resolve("stub", load_benchmark("olmes_gsm8k"), Overrides(eval={"environment": None}))
     with pytest.raises(ConfigError, match="clone allenai/olmes"):
         environment_for(config)
+
+
+def test_the_shipped_benchmark_on_five_examples_with_a_real_model_ends_with_a_number(cli, olmes, tmp_path):
+    with serving_llamacpp(tmp_path / "llamacpp", at_once=1, threads=1) as url:
+        cli(
+            "run", "-m", MODEL, "-b", "olmes_gsm8k", "--run-dir", str(cli.run_dir), f"--infra.base_url={url}",
+            "--eval.num_examples=5", f"--eval.environment={olmes}",
+        )  # fmt: skip
+    rows, summary = cli.rows(), cli.metadata()
+    assert [row["example_id"] for row in rows] == list(range(5))
+    assert all(row["completion"] and row["reward"] is not None for row in rows)
+    assert 0 <= summary["avg_reward"] <= 1
+    assert (summary["status"], summary["num_unscored"]) == ("complete", 0)
