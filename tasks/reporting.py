@@ -8,6 +8,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from modal_eval.reports.tables import markdown_report, score_lines
+from modal_eval.results.progress import note_stage
 from modal_eval.stages import reporting
 from modal_eval.stages.suites import outcome_of
 from tasks.artifacts import key_of, logs_of, publish
@@ -16,6 +17,7 @@ from tasks.artifacts import key_of, logs_of, publish
 @task(name="report", retries=1, retry_delay_seconds=1, cache_policy=NO_CACHE)
 def report(run_dir: Path) -> dict[str, Any]:
     summary = reporting.report(run_dir)
+    note_stage(run_dir, "report")  # who watches sees what is waited for while the Prefect server is away
     benchmark, model = summary["benchmark"], summary["model"]
     rows = [
         {"metric": name.strip(), "score ± stderr": score, "n": count} for name, score, count in score_lines(summary)

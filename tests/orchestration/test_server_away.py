@@ -48,6 +48,7 @@ def test_a_run_whose_prefect_server_is_away_gives_its_model_server_back_in_time_
         server.start()
         ended = finished(running, expect=0, timeout=CAUGHT_UP_S)
         assert "Traceback" not in ended.stderr
+        assert "telling Prefect how it ended" in ended.stderr
         assert upstream.stats()["repeated_after_finish"] == {}
         assert upstream.stats()["posts"] == len(cli.rows()) == 10
         assert server.states("flow_runs") == {"Completed"}

@@ -31,6 +31,7 @@ STAGES = {
     "generate": "generating",
     "generated": "giving the server back",
     "score": "scoring",
+    "report": "telling Prefect how it ended",
 }
 
 
