@@ -24,7 +24,7 @@ DATA = {
 @pytest.fixture(scope="module")
 def llamacpp(tmp_path_factory):
     """Base URL of a real server that this module shares."""
-    with serving_llamacpp(tmp_path_factory.mktemp("llamacpp"), at_once=2, threads=2) as url:
+    with serving_llamacpp(tmp_path_factory.mktemp("llamacpp"), at_once=2, threads=1) as url:
         yield url
 
 

@@ -33,15 +33,25 @@ from tests.support.modal_account import BROKEN, COMMIT, FILES, HIDDEN, MODEL, RO
 PREPARED = PreparedModel(MODEL, "hub", None, MODEL, COMMIT, None, None, "none", None, 40)
 
 
+@pytest.fixture(scope="session")
+def only_account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
+    """One for as long as this process lives, like Modal's client, which remembers whose it is.
+
+    Not one for the module: pytest-xdist may leave it and come back to it.
+    """
+    with account_with_vllm(tmp_path_factory.mktemp("modal")) as served:
+        yield served
+
+
 @pytest.fixture(scope="module")
-def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
-    """One account for the module: Modal's client remembers whose it is for as long as its process lives."""
-    with account_with_vllm(tmp_path_factory.mktemp("modal")) as served, pytest.MonkeyPatch.context() as patch:
+def account(only_account: Account) -> Iterator[Account]:
+    """What this module's tests and their commands see of it."""
+    with pytest.MonkeyPatch.context() as patch:
         for name in HIDDEN:
             patch.delenv(name, raising=False)
-        for name, value in served.variables.items():
+        for name, value in only_account.variables.items():
             patch.setenv(name, value)
-        yield served
+        yield only_account
 
 
 @pytest.fixture

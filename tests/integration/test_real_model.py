@@ -25,7 +25,7 @@ def llamacpp(tmp_path_factory):
     It has one slot and no prefix cache, so an answer depends on its call alone: neighbours in a batch, and what of a
     prompt is cached, move the last bits of a logit, and with them a seeded answer.
     """
-    with serving_llamacpp(tmp_path_factory.mktemp("llamacpp"), at_once=1, threads=2, prefix_caching=False) as url:
+    with serving_llamacpp(tmp_path_factory.mktemp("llamacpp"), at_once=1, threads=1, prefix_caching=False) as url:
         yield url.removesuffix("/v1")
 
 

@@ -18,7 +18,7 @@ from tests.support.processes import Mark, until
 AHEAD_S = 60
 
 
-@pytest.mark.parametrize("kind", [on_sqlite, on_postgresql_and_redis])
+@pytest.mark.parametrize("kind", [on_sqlite, pytest.param(on_postgresql_and_redis, marks=pytest.mark.slow)])
 def test_a_run_that_is_scheduled_a_minute_ahead_is_made_starts_then_and_ends(
     tmp_path: Path, mark: Mark, monkeypatch: pytest.MonkeyPatch, kind: Any
 ) -> None:
