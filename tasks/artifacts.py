@@ -4,8 +4,9 @@ picture, not the run."""
 import json
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -61,10 +62,15 @@ def send(artifact: ArtifactCreate) -> UUID | None:
         return None
 
 
+def beside(work: Callable[..., object], *arguments: Any) -> threading.Thread:
+    """A thread for `work` with our settings: without them Prefect's client would start a server of its own."""
+    return threading.Thread(target=copy_context().run, args=(work, *arguments), name=work.__name__, daemon=True)
+
+
 def publish_link(key: str, url: str, text: str, description: str = "") -> None:
     """Make it in the background: who holds a GPU waits for no Prefect server."""
     artifact = artifact_of("markdown", key, f"[{text}]({url})", description)
-    threading.Thread(target=send, args=(artifact,), name="artifact", daemon=True).start()
+    beside(send, artifact).start()
 
 
 @contextmanager
@@ -74,7 +80,7 @@ def progress_shown(run_dir: Path, key: str, description: str) -> Iterator[None]:
     In the background, and the block's end waits for the last share no longer than `LAST_SHARE_S`.
     """
     artifact, over = artifact_of("progress", key, percent_done(run_dir), description), threading.Event()
-    watching = threading.Thread(target=_follow, args=(artifact, run_dir, over), name="progress", daemon=True)
+    watching = beside(_follow, artifact, run_dir, over)
     watching.start()
     try:
         yield
