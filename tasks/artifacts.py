@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 PROGRESS_INTERVAL_S = 5.0
 LAST_SHARE_S = 2.0
+"""Longer than a server takes that is there; one that is away is not worth a GPU."""
 OUTCOME = "outcome"
 """Entry of an artifact's metadata that says: the other entries are a run's outcome, for a suite on another machine."""
 

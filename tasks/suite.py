@@ -73,13 +73,12 @@ def _evaluate_in_pool(suite: Suite, entry: Entry, tags: list[str]) -> Outcome:
         moved = overflows and (_is_moved(client, suite, entry) or not _has_workers(client, entry))
         made = _start(client, suite, entry, tags, moved=moved)
         state = _wait_for_end(client, made.id, start_within_s=None if moved else entry.overflow_s)
-        if overflows and not moved and state.is_cancelled():
+        if state is None:
             made = _start(client, suite, entry, tags, moved=True)
             state = _wait_for_end(client, made.id)
-        if not state.is_completed():
-            raise SuiteError(
-                f"the flow run {made.name} of {entry.name} ended as {state.name}: {state.message or 'its log says why'}"
-            )
+        if state is None or not state.is_completed():
+            ended = f"{state.name}: {state.message or 'its log says why'}" if state else "Cancelled"
+            raise SuiteError(f"the flow run {made.name} of {entry.name} ended as {ended}")
         outcome = outcome_of_flow_run(client, made.id)
     if outcome is None:
         raise SuiteError(f"the flow run {made.name} of {entry.name} is completed, and has published no result")
@@ -130,21 +129,24 @@ def _has_workers(client: SyncPrefectClient, entry: Entry) -> bool:
         return True  # starting it says what is missing
 
 
-def _wait_for_end(client: SyncPrefectClient, flow_run_id: UUID, *, start_within_s: float | None = None) -> State:
+def _wait_for_end(client: SyncPrefectClient, flow_run_id: UUID, *, start_within_s: float | None = None) -> State | None:
     """The state in which a flow run has ended. A Prefect server that is away for a while ends no suite.
 
-    One that no worker has ever taken after `start_within_s` is cancelled. Were it taken just then, its worker would end it.
+    `None` when no worker has ever taken it after `start_within_s`; then it is cancelled. Were it taken just then, its worker
+    would end it. One that somebody else has cancelled has ended like any other.
     """
     answered = begun = time.monotonic()
+    given_up = False
     while True:
         try:
             run = client.read_flow_run(flow_run_id)
             answered = time.monotonic()
             if run.state and run.state.is_final():
-                return run.state
+                return None if given_up and run.state.is_cancelled() else run.state
             late = start_within_s is not None and answered - begun >= start_within_s
             if late and run.state and run.state.is_scheduled() and not run.run_count:
                 client.set_flow_run_state(flow_run_id, Cancelling(message=f"no worker took it in {start_within_s:g} s"))
+                given_up = True
                 continue
         except ObjectNotFound:
             raise

@@ -187,6 +187,13 @@ def test_a_suite_sends_to_modal_what_no_node_takes_in_time_and_finds_it_there_wh
             team.retry(whole)
             assert team.ended(whole)["state_type"] == "COMPLETED", team.logs(whole)
             assert len(team.flow_runs(f"suite-run:{whole.replace('-', '')[-8:]}")) == 2
+            patient = team.run("suite/code", **asked, overrides={"infra": {**infra, "gpu_wait": 600}})
+            tag = f"suite-run:{patient.replace('-', '')[-8:]}"
+            until(lambda: team.flow_runs(tag), 120)
+            (child,) = team.flow_runs(tag)
+            team.post(f"flow_runs/{child['id']}/set_state", {"state": {"type": "CANCELLING"}})
+            assert "1 of 1 benchmarks failed: aime2025" in team.ended(patient)["state"]["message"]
+            assert len(team.flow_runs(tag)) == 1, "what a person has cancelled was started again on Modal"
             server.script(default={"latency": 0})
             team.post(f"flow_runs/{long}/set_state", {"state": {"type": "CANCELLING"}, "force": True})
             assert team.ended(long)["state_type"] in ENDED

@@ -151,9 +151,7 @@ def configured_prefect() -> str | None:
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")  # the automation for dead runs waits for four
-    os.environ.setdefault(
-        "PREFECT_CLIENT_MAX_RETRIES", "9"
-    )  # a run that ends waits 17 minutes for a server that is away
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "9")  # a run that ends waits 17 minutes for an absent server
     from prefect.client.orchestration import get_client  # slow to import, and no other command needs it
     from prefect.settings import PREFECT_API_URL
 

@@ -71,6 +71,6 @@ def start_in_turn(
 def with_patience(config: RunConfig) -> RunConfig:
     """`config` on this machine, with an end to its waiting if it can go elsewhere."""
     here = config.on("node")
-    if here.infra.gpu_wait is not None or not modal_calls.configured():
+    if not modal_calls.configured():
         return here
-    return here.model_copy(update={"infra": here.infra.model_copy(update={"gpu_wait": WAIT_S})})
+    return here.model_copy(update={"infra": here.infra.model_copy(update={"gpu_wait": overflow_after(config)})})

@@ -27,8 +27,8 @@ def start_server(
 ) -> ServerHandle:
     """Start the server that `config` asks for, or share one that was kept, and return once it answers.
 
-    `auto` starts it here or on Modal, see `placing`. First ends what dead runs left. Raises `ServerError` with the server's last words when it dies or stays silent beyond
-    `infra.startup_timeout`; then no process and no lease is left.
+    First ends what dead runs left. `auto` starts it here or on Modal, as `placing` says. Raises `ServerError` with the
+    server's last words when it dies or stays silent beyond `infra.startup_timeout`; then no process and no lease is left.
     """
     return placing.start_in_turn(config, model, lambda there, loadable: _start(there, loadable, run_dir, say), say=say)
 

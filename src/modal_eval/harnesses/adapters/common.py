@@ -16,8 +16,9 @@ from typing import Any, Protocol, runtime_checkable
 from modal_eval.harnesses.adapters.channel import plain
 
 ROLLOUT_HEADER = "X-Modal-Eval-Rollout"
-MS_HEADER = "X-Modal-Eval-Ms"
 """Says to the proxy which rollout a call belongs to: `example_id/rollout`."""
+MS_HEADER = "X-Modal-Eval-Ms"
+"""The proxy's word of how long a call took, without its wait for a place there."""
 
 OPENAI_PARAMETERS = frozenset(
     [
