@@ -73,9 +73,9 @@ class DrainingWorker(ProcessWorker):
                 async with self, anyio.create_task_group() as loops:
                     loops.start_soon(self._again, self.get_and_submit_flow_runs, PREFECT_WORKER_QUERY_SECONDS.value())
                     loops.start_soon(self._again, self._sync_and_initialize, self.heartbeat_interval_seconds)
-                    loops.start_soon(self._again, self._sweep, SWEEP_S)
                     self._started_event = await self._emit_worker_started_event()
                     self._tell(f"serves {self._work_pool_name}")
+                    loops.start_soon(self._again, self._sweep, SWEEP_S)
                     await self._until_ended(signals)
                     loops.cancel_scope.cancel()
         finally:
@@ -103,8 +103,11 @@ class DrainingWorker(ProcessWorker):
             await anyio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - so that workers do not ask all at once
 
     async def _sweep(self) -> None:
-        """End the servers of this machine that nobody has a right to any more, as a run does before it starts one."""
-        cleaned = await anyio.to_thread.run_sync(lambda: serving.clean(modal=False), abandon_on_cancel=True)
+        """End the servers of this machine that nobody has a right to any more, as a run does before it starts one.
+
+        A worker that is stopped meanwhile ends after it, so that nothing is ended and not told.
+        """
+        cleaned = await anyio.to_thread.run_sync(lambda: serving.clean(modal=False))
         for deed in cleaned.deeds:
             self._tell(f"sweeps: {deed}")
         for fault in cleaned.faults:
