@@ -49,7 +49,7 @@ class LiveApp:
 def configured() -> bool:
     """Whether this user has said who they are on Modal; needs neither Modal's package nor a network."""
     file = Path(os.environ.get("MODAL_CONFIG_PATH") or "~/.modal.toml").expanduser()
-    return "MODAL_TOKEN_ID" in os.environ or file.is_file()
+    return bool(os.environ.get("MODAL_TOKEN_ID")) or file.is_file()
 
 
 def require_account() -> None:

@@ -93,19 +93,16 @@ def acquire(
             drop_lease(lease)
             raise
         try:
-            tags = modal_app.app_tags(
-                wanted.model, f"{lease.host}-{lease.holder_pid}-{lease.lease_id}", deadline, price
-            )
             if url and modal_keys.has_key(name):
                 say(f"{name} is deployed already and is shared")
                 _adopt(lease)
-                modal_calls.set_tags(name, tags)
+                modal_calls.set_tags(name, tags_of(lease, price))
             else:
                 _upload(wanted, say)
                 say(
                     f"deploying {name} on Modal ({wanted.gpu}); the first time Modal makes its image, which takes minutes"
                 )
-                modal_calls.deploy(modal_app.load_app(wanted, tags), name, wanted.startup_timeout_s)
+                modal_calls.deploy(modal_app.load_app(wanted, tags_of(lease, price)), name, wanted.startup_timeout_s)
                 url = _url_of(name)
         except BaseException:
             _undo(lease, locked=True)
@@ -208,13 +205,20 @@ def finish(lease: Lease) -> None:
             release(lease)
             return
         with sharing.lock(lease.app):
-            kept = sharing.keep(lease)
-            price = Price(lease.gpus, lease.gpu)
-            modal_calls.set_tags(lease.app, modal_app.app_tags(lease.model, "kept", kept.deadline or 0, price))
+            sharing.keep(lease)
+            modal_calls.set_tags(lease.app, tags_of(lease, Price(lease.gpus, lease.gpu)))
     except ServerError as error:
         logger.warning("%s stays for now: %s", lease.app, error)
         if not lease.keep_s:
             write_lease(replace(lease, deadline=time.time()))
+
+
+def tags_of(lease: Lease, price: Price) -> dict[str, str]:
+    """What the lease's app says while anybody here has a right to it: other machines see no lease, and go by its tags."""
+    live = [one for one in sharing.shares(lease.app) if is_live(one)]
+    users = [f"{one.host}-{one.holder_pid}-{one.lease_id}" for one in live if not one.kept]
+    deadline = max((one.deadline or 0 for one in live), default=0)
+    return modal_app.app_tags(lease.model, users[-1] if users else "kept", deadline, price)
 
 
 def release(lease: Lease) -> None:
@@ -247,12 +251,15 @@ def save_log(lease: Lease) -> None:
     if not lease.run_dir:
         return
     path = paths.logs_dir(Path(lease.run_dir)) / LOG
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         text = modal_calls.last_log_lines(lease.app, LOG_LINES)
     except ModalEvalError as error:  # it is worth a line, not the run
         text = f"{error}\n"
-    path.write_text(text, encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:  # a full disk keeps no GPU
+        logger.warning("the log of %s is not kept: %s", lease.app, error)
 
 
 def log_end(lease: Lease) -> str:
