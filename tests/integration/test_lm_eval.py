@@ -113,64 +113,6 @@ def test_the_recorded_ifeval_answers_get_every_label_twice_the_same(tmp_path):
         assert low <= round(834 * numbers[f"inst_level_{mode}_acc,none"]) <= high
 
 
-EQUAL_TO_EVERYTHING = """class Equal:
-    def __eq__(self, other):
-        return True
-def {name}(*args):
-    return Equal()
-"""
-READS_THE_LAST_LINE = """import re, os, sys
-frame = sys._getframe()
-while frame:
-    for value in list(frame.f_locals.values()):
-        found = re.search(r"print\\('(\\w{{32}})'\\)", value) if isinstance(value, str) else None
-        if found:
-            print(found.group(1), flush=True)
-            os._exit(0)
-    frame = frame.f_back
-"""
-CHEATS = (
-    "import sys\nsys.exit(0)\n",
-    "import os\nos._exit(0)\n",
-    "raise SystemExit\n",
-    "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n",
-    "while True:\n    pass\n",
-)
-
-
-def test_mbpp_references_pass_and_wrong_or_cheating_programs_do_not(tmp_path):
-    rows = [row for row in lines_of(data_file("mbpp/mbpp.jsonl")) if 11 <= row["task_id"] < 51]
-    known = {row["text"]: row["code"] for row in rows}
-    spoilt = ["def nothing():\n    return 1\n", *CHEATS]
-    name = rows[len(spoilt)]["test_list"][0].split("(")[0].split()[-1]
-    spoilt += [EQUAL_TO_EVERYTHING.format(name=name), READS_THE_LAST_LINE.format()]
-    for row, program in zip(rows, spoilt, strict=False):
-        known[row["text"]] = program
-    config = shipped("mbpp_3shot", "mbpp", eval={"num_examples": len(rows)})
-    with upstream(answer="known", known=known) as server:
-        ran = run(config, server.base_url, tmp_path)
-    assert ran.column("reward") == [0.0] * len(spoilt) + [1.0] * (len(rows) - len(spoilt))
-    assert all(row["error"] is None for row in ran.rows)
-
-
-def test_humaneval_references_pass_and_wrong_or_cheating_programs_do_not(tmp_path):
-    rows = lines_of(data_file("humaneval/HumanEval.jsonl.gz"))[:40]
-    known = {row["prompt"]: row["canonical_solution"] for row in rows}
-    spoilt = [
-        "    return None\n",
-        "    pass\n" + CHEATS[0],
-        "    pass\n" + CHEATS[1],
-        "    import os\n    os._exit(0)\n",
-    ]
-    for row, program in zip(rows, spoilt, strict=False):
-        known[row["prompt"]] = program
-    config = shipped("humaneval_0shot", "humaneval", eval={"num_examples": len(rows)})
-    with upstream(answer="known", known=known) as server:
-        ran = run(config, server.base_url, tmp_path)
-    assert ran.column("reward") == [0.0] * len(spoilt) + [1.0] * (len(rows) - len(spoilt))
-    assert ran.results[0]["results"]["humaneval"]["pass@1,create_test"] == pytest.approx(36 / 40)
-
-
 TASK = """
 task: sums
 dataset_path: json

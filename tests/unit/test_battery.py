@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -152,3 +153,38 @@ def test_text_that_encode_never_wrote_is_refused():
     for text in ('{"x": 1}', '{"t": [1], "s": [2]}', "nonsense"):
         with pytest.raises(ValueError):
             values.decode(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"fr": ["0x1", "0x0"]}', '{"de": "many"}', '{"i": 5}', '{"c": "ab"}', '{"t": 5}', '{"fr": [1]}', '{"o": []}'],
+)  # fmt: skip
+def test_a_value_that_cannot_be_made_is_refused_like_any_other_nonsense(text):
+    with pytest.raises(ValueError):
+        values.decode(text)
+    assert not values.is_value(text)
+
+
+FORGED_ROWS = {
+    "an end without its times": {"status": "x"},
+    "an end of another status": {"status": "fine", "cpu_s": 0.0, "wall_s": 0.0},
+    "an end beside the driver's own": {"status": "ok", "cpu_s": 0.0, "wall_s": 0.0},
+    "a value that is no text": {"value": 4},
+    "times that are no numbers": {"spent": ["a", {}]},
+}
+
+
+@needs_bwrap
+@pytest.mark.parametrize("name", FORGED_ROWS)
+def test_a_row_that_the_driver_never_writes_is_a_forgery_and_no_fault_of_ours(name):
+    line = json.dumps({"group": 0, **FORGED_ROWS[name]}) + "\n"
+    source = (
+        "import os\ndef f(x):\n    for fd in range(3, 16):\n        try:\n"
+        f"            with open(f'/proc/{{os.getppid()}}/fd/{{fd}}', 'w') as file:\n                file.write({line!r})\n"
+        "        except OSError:\n            pass\n    return [x * x, (x, {x})]\n"
+    )
+    with ThreadPoolExecutor(2) as pool:
+        hostile, clean = pool.submit(call, source), pool.submit(call, CLEAN, "clean", group(50))
+        (outcome,), (unharmed,) = hostile.result(), clean.result()
+    assert outcome.status == "forged" or outcome.tampered
+    assert (unharmed.status, unharmed.values, unharmed.tampered) == ("ok", EXPECTED, ())

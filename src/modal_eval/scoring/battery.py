@@ -22,6 +22,7 @@ limit of all calls · `stalled` wall clock, with CPU time left · `memory` of al
 together · `output` returned too much · `forged` wrote to the channel itself · `died` exited, crashed or was killed ·
 `not_run` an earlier group took the sandbox with it."""
 DRIVER = Driver(("values", "sandbox_driver", "battery_driver"))
+WROTE_TO_THE_CHANNEL = "wrote to the channel of the results"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +62,20 @@ class GroupOutcome:
 
 
 NOT_RUN = GroupOutcome("not_run", (), False, None, (), (), 0.0, 0.0)
+FORGED = GroupOutcome("forged", (), False, None, (WROTE_TO_THE_CHANNEL,), (), 0.0, 0.0)
 
 
 def run_battery(
-    sandbox: Sandbox, source: str, entry_point: str, groups: Sequence[Group], limits: Limits | None = None
+    sandbox: Sandbox,
+    source: str,
+    entry_point: str,
+    groups: Sequence[Group],
+    limits: Limits | None = None,
+    driver: Driver = DRIVER,
 ) -> list[GroupOutcome]:
     """Run `source` once a group and call `entry_point` with each of its inputs; one outcome a group.
+
+    Another `driver` may read the inputs in its own way.
 
     `limits` gives memory (of one process and of all together), processes, disk and output (of one group); its times are
     not used. Raises `SandboxError` when the sandbox cannot be had.
@@ -82,7 +91,7 @@ def run_battery(
     }
     seconds = sum(group.wall_s for group in groups)
     most = len(groups) * (limits.output_bytes * 2 + 1_000_000)
-    lines = sandbox.converse(DRIVER, json.dumps(request).encode(), limits, seconds, most)
+    lines = sandbox.converse(driver, json.dumps(request).encode(), limits, seconds, most)
     return _outcomes(lines, len(groups))
 
 
@@ -90,7 +99,7 @@ def _outcomes(lines: list[bytes], count: int) -> list[GroupOutcome]:
     """One outcome a group from the driver's lines; what is missing was taken along when the sandbox ended."""
     rows: list[dict[str, Any]] = []
     for line in lines:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(line)
             if isinstance(row, dict):
                 rows.append(row)
@@ -104,16 +113,23 @@ def _outcomes(lines: list[bytes], count: int) -> list[GroupOutcome]:
 
 
 def _outcome(rows: list[dict[str, Any]]) -> GroupOutcome:
-    closing = next((row for row in rows if "status" in row), None)
-    if closing is None:
+    """What the driver's rows say; what the driver cannot have written was written by the code."""
+    closing = [row for row in rows if "status" in row]
+    if not closing:
         return NOT_RUN
-    return GroupOutcome(
-        status=closing["status"],
-        values=tuple(row["value"] for row in rows if "value" in row),
-        loaded=any("loaded" in row for row in rows),
-        failed=next((str(row["failed"]) for row in rows if "failed" in row), None),
-        tampered=tuple(dict.fromkeys(str(row["tampered"]) for row in rows if "tampered" in row)),
-        spent=tuple(float(each) for row in rows for each in row.get("spent", ())),
-        cpu_s=closing["cpu_s"],
-        wall_s=closing["wall_s"],
-    )
+    try:
+        values = tuple(row["value"] for row in rows if "value" in row)
+        outcome = GroupOutcome(
+            status=closing[0]["status"],
+            values=values,
+            loaded=any("loaded" in row for row in rows),
+            failed=next((str(row["failed"]) for row in rows if "failed" in row), None),
+            tampered=tuple(dict.fromkeys(str(row["tampered"]) for row in rows if "tampered" in row)),
+            spent=tuple(float(each) for row in rows for each in row.get("spent", ())),
+            cpu_s=float(closing[0]["cpu_s"]),
+            wall_s=float(closing[0]["wall_s"]),
+        )
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return FORGED
+    known = outcome.status in GroupStatus.__args__  # type: ignore[attr-defined]
+    return outcome if known and len(closing) == 1 and all(type(each) is str for each in values) else FORGED

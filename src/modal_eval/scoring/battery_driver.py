@@ -29,9 +29,11 @@ SLEEP_STEP_S = 0.05
 PIPE_BYTES = 1 << 20
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 TICKS = os.sysconf("SC_CLK_TCK")
+ROW = {"call": int, "value": str, "loaded": bool, "failed": str, "tampered": str, "end": bool, "spent": list}
+"""What a child may say, and of which type."""
 
 
-def main() -> None:
+def main(child: type[Child] | None = None) -> None:
     request = json.loads(sys.stdin.buffer.read())
     channel = os.dup(1)
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -40,7 +42,7 @@ def main() -> None:
     sys.path.extend(request["site"])
     send(channel, {"ready": True})
     for number, group in enumerate(request["groups"]):
-        Group(request, number, group, channel).run()
+        Group(request, number, group, channel, child or Child).run()
         if request["isolated"]:
             sweep()
     send(channel, {"end": True})
@@ -49,8 +51,10 @@ def main() -> None:
 class Group:
     """One forked child, and the watch over it."""
 
-    def __init__(self, request: dict[str, Any], number: int, group: dict[str, Any], channel: int) -> None:
-        self.request, self.number, self.group, self.channel = request, number, group, channel
+    def __init__(
+        self, request: dict[str, Any], number: int, group: dict[str, Any], channel: int, child: type[Child]
+    ) -> None:
+        self.request, self.number, self.group, self.channel, self.child = request, number, group, channel, child
         self.limits = request["limits"]
         self.token = os.urandom(8).hex()
         self.calls = 0
@@ -69,7 +73,7 @@ class Group:
                 os.setsid()
                 os.close(self.channel)
                 os.close(read)
-                Child(self.request, self.group, write, self.token).run()
+                self.child(self.request, self.group, write, self.token).run()
             finally:
                 os._exit(77)
         os.close(write)
@@ -144,7 +148,8 @@ class Group:
             token, _, body = line.partition(b" ")
             try:
                 row = json.loads(body)
-                good = token == self.token.encode() and (not row.get("value") or row["call"] == self.calls)
+                good = token == self.token.encode() and all(type(each) is ROW[key] for key, each in row.items())
+                good = good and ("value" not in row or row["call"] == self.calls)
             except (ValueError, KeyError, AttributeError, RecursionError):
                 good = False
             if not good or self.ended:
@@ -268,11 +273,15 @@ class Child:
                 self.exited(error, exit_type)
                 self.send(failed=type(error).__name__, call=number)
                 break
-            for reason in (values.SELF_EQUAL, values.OWN_EQUALITY):
-                if reason in text and f',"{reason}"]}}' in text:
-                    self.report(f"returned an object that {reason}")
+            self.look_at(text)
             self.send(call=number, value=text)
         self.end(spent)
+
+    def look_at(self, text: str) -> None:
+        """Report a returned value whose equality is made up."""
+        for reason in (values.SELF_EQUAL, values.OWN_EQUALITY):
+            if reason in text and f',"{reason}"]}}' in text:
+                self.report(f"returned an object that {reason}")
 
     def exited(self, error: BaseException, exit_type: type[SystemExit]) -> None:
         if isinstance(error, exit_type) and not error.code:

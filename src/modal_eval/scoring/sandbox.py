@@ -175,7 +175,8 @@ class Sandbox:
         lines = self.converse(DRIVER, json.dumps(request).encode(), limits, limits.total_wall_s, most)
         rows: dict[int, dict[str, Any]] = {}
         for line in lines:
-            with contextlib.suppress(ValueError, TypeError, KeyError):  # the code may write to the channel too
+            # The code may write to the channel too.
+            with contextlib.suppress(ValueError, TypeError, KeyError, OverflowError, RecursionError):
                 row = json.loads(line)
                 rows.setdefault(int(row["test"]), _checked(row))
         return [rows.get(index, _never_reported(index, rows)) for index in range(len(tests))]

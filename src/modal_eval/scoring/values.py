@@ -25,6 +25,11 @@ LARGE_BYTES = 1 << 18
 """What `marshal` makes of a large value is longer than this."""
 SAMPLE = 1000
 """Elements of a large value that are looked at to tell whether it is text alone."""
+WIDEST = 32
+"""Bytes of the widest number that numpy has."""
+LARGEST_ARRAY = 1 << 30
+MAX_FRACTION = 1 << 17
+"""Hexadecimal digits."""
 LARGE = 1 << 62
 """Integers beyond this go as hexadecimal text, for which Python has no limit on digits."""
 
@@ -50,7 +55,7 @@ class Foreign:
 
 def encode(value: Any) -> str:
     """`value` as one line of text. Raises `RecursionError` for a value that contains itself."""
-    return to_json(_pack(value))
+    return to_json(pack(value))
 
 
 def to_json(packed: Any) -> str:
@@ -101,32 +106,48 @@ def is_loose(text: str) -> bool:
 
 
 def decode(text: str) -> Any:
-    """The value again. Raises `ValueError` for what `encode` never wrote."""
-    packed = json.loads(text)
-    return _unpack(packed) if "{" in text else packed  # without a tag, JSON says it all
+    """The value again. Raises `ValueError` for what `encode` never wrote, and nothing else but for want of room."""
+    try:
+        packed = json.loads(text)
+        return unpack(packed) if "{" in text else packed  # without a tag, JSON says it all
+    except (ValueError, RecursionError, MemoryError):
+        raise
+    except Exception as error:
+        raise ValueError(f"no encoded value: {type(error).__name__}: {error}") from error
 
 
-def _pack(value: Any) -> Any:
+def is_value(text: str) -> bool:
+    """Whether `encode` can have written `text`; what is too large to be read again may be a value."""
+    try:
+        decode(text)
+    except ValueError:
+        return False
+    except (RecursionError, MemoryError):
+        return True
+    return True
+
+
+def pack(value: Any) -> Any:
     kind = type(value)
     if kind is int:
         return value if -LARGE < value < LARGE else {"i": hex(value)}
     if kind in (str, bool, float, type(None)):
         return value
     if kind is list:
-        return [_pack(each) for each in value]
+        return [pack(each) for each in value]
     packer = PACKERS.get(kind)
-    return packer(value) if packer else _pack_other(value, kind)
+    return packer(value) if packer else pack_other(value, kind)
 
 
 def _sorted(values: Any) -> list[Any]:
-    return sorted((_pack(each) for each in values), key=to_json)
+    return sorted((pack(each) for each in values), key=to_json)
 
 
 PACKERS: dict[type, Callable[[Any], Any]] = {
-    tuple: lambda value: {"t": [_pack(each) for each in value]},
+    tuple: lambda value: {"t": [pack(each) for each in value]},
     set: lambda value: {"s": _sorted(value)},
     frozenset: lambda value: {"f": _sorted(value)},
-    dict: lambda value: {"d": [[_pack(key), _pack(each)] for key, each in value.items()]},
+    dict: lambda value: {"d": [[pack(key), pack(each)] for key, each in value.items()]},
     complex: lambda value: {"c": [value.real, value.imag]},
     bytes: lambda value: {"b": value.hex()},
     bytearray: lambda value: {"ba": value.hex()},
@@ -155,11 +176,15 @@ ITERATED = {
 }  # fmt: skip
 
 
-def _pack_other(value: Any, kind: type) -> Any:
-    module, name = str(type.__getattribute__(kind, "__module__")), str(type.__getattribute__(kind, "__qualname__"))
+def pack_other(value: Any, kind: type) -> Any:
+    name = str(type.__getattribute__(kind, "__qualname__"))
+    try:
+        module = str(type.__getattribute__(kind, "__module__"))
+    except AttributeError:  # made by `type` where no name of a module is known
+        module = ""
     if module.partition(".")[0] == "numpy":
         if hasattr(value, "dtype") and hasattr(value, "tolist"):
-            return {"np": [str(value.dtype), list(getattr(value, "shape", ())), _pack(value.tolist())]}
+            return {"np": [str(value.dtype), list(getattr(value, "shape", ())), pack(value.tolist())]}
         return {"o": [f"{module}.{name}", None, None]}
     if kind is getattr(sys.modules.get("fractions"), "Fraction", None):
         return {"fr": [hex(value.numerator), hex(value.denominator)]}
@@ -168,10 +193,10 @@ def _pack_other(value: Any, kind: type) -> Any:
     base = next((each for each in BASES if issubclass(kind, each)), None)
     forged = _forged(value, kind)
     if base is not None and forged is None:
-        return {"u": [f"{module}.{name}", _pack(PLAIN_READERS[base](value))]}
+        return {"u": [f"{module}.{name}", pack(PLAIN_READERS[base](value))]}
     items = None
     if name in ITERATED.get(module, ()) and forged is None:
-        items = [_pack(each) for each, _ in zip(value, range(MAX_ITEMS), strict=False)]
+        items = [pack(each) for each, _ in zip(value, range(MAX_ITEMS), strict=False)]
     return {"o": [f"{module}.{name}", items, forged]}
 
 
@@ -196,9 +221,9 @@ def _is_library(kind: type) -> bool:
     return module is not None and vars(module).get(kind.__name__) is kind and module.__name__ in ("collections", "enum")
 
 
-def _unpack(packed: Any) -> Any:
+def unpack(packed: Any) -> Any:
     if isinstance(packed, list):
-        return [_unpack(each) for each in packed]
+        return [unpack(each) for each in packed]
     if not isinstance(packed, dict):
         return packed
     if len(packed) != 1:
@@ -209,17 +234,35 @@ def _unpack(packed: Any) -> Any:
     return UNPACKERS[tag](body)
 
 
-def _numpy(body: Any) -> Any:
-    import numpy
+def _hashed(kind: str, make: Callable[[], Any]) -> Any:
+    """What `make` gives, or a `Foreign` where an element had a hash of its own and has none as the list that it is."""
+    try:
+        return make()
+    except TypeError:
+        return Foreign(f"{kind} of what has no hash")
 
-    dtype, shape, value = body
-    array = numpy.array(_unpack(value), dtype=dtype)
-    return array.reshape(shape) if shape else array[()]
+
+def _numpy(body: Any) -> Any:
+    """The array, or a `Foreign` where its type says more than its elements do (dates, records)."""
+    dtype, shape, packed = body
+    value = unpack(packed)
+    try:
+        import numpy
+
+        wide = numpy.dtype(dtype).itemsize
+        if wide <= WIDEST or wide * numpy.array(value, object).size <= LARGEST_ARRAY:
+            array = numpy.array(value, dtype=dtype)
+            return array.reshape(shape) if shape else array[()]
+    except Exception:  # noqa: BLE001, S110 - the type's name and the shape are a stranger's
+        pass
+    return Foreign(f"numpy {dtype}")
 
 
 def _fraction(body: Any) -> Any:
     from fractions import Fraction
 
+    if len(body[0]) + len(body[1]) > MAX_FRACTION:
+        raise ValueError("reducing a fraction of this length would take hours")
     return Fraction(int(body[0], 16), int(body[1], 16))
 
 
@@ -231,17 +274,17 @@ def _decimal(body: Any) -> Any:
 
 UNPACKERS: dict[str, Callable[[Any], Any]] = {
     "i": lambda body: int(body, 16),
-    "t": lambda body: tuple(_unpack(each) for each in body),
-    "s": lambda body: {_unpack(each) for each in body},
-    "f": lambda body: frozenset(_unpack(each) for each in body),
-    "d": lambda body: {_unpack(key): _unpack(each) for key, each in body},
+    "t": lambda body: tuple(unpack(each) for each in body),
+    "s": lambda body: _hashed("set", lambda: {unpack(each) for each in body}),
+    "f": lambda body: _hashed("frozenset", lambda: frozenset(unpack(each) for each in body)),
+    "d": lambda body: _hashed("dict", lambda: {unpack(key): unpack(each) for key, each in body}),
     "c": lambda body: complex(*body),
     "b": bytes.fromhex,
     "ba": bytearray.fromhex,
-    "u": lambda body: _unpack(body[1]),
+    "u": lambda body: unpack(body[1]),
     "h": lambda body: Foreign(f"a large {body[1]}"),
     "np": _numpy,
     "fr": _fraction,
     "de": _decimal,
-    "o": lambda body: Foreign(body[0], None if body[1] is None else tuple(map(_unpack, body[1])), body[2]),
+    "o": lambda body: Foreign(body[0], None if body[1] is None else tuple(map(unpack, body[1])), body[2]),
 }

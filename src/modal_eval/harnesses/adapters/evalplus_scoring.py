@@ -18,7 +18,7 @@ from modal_eval.harnesses.adapters.evalplus_oracle import (
 )
 from modal_eval.harnesses.adapters.evalplus_verdict import Status, Tests, first_wrong, judge
 from modal_eval.scoring import values
-from modal_eval.scoring.battery import Group, GroupOutcome, run_battery
+from modal_eval.scoring.battery import WROTE_TO_THE_CHANNEL, Group, GroupOutcome, run_battery
 from modal_eval.scoring.sandbox import Limits, Sandbox
 
 EVALPLUS_ITSELF = """
@@ -98,8 +98,11 @@ class Scorer:
             outcome = self.with_large_values(task, oracle, solution, name, outcome)
             tests = Tests(task.dataset, task.entry_point, task.atol, task.inputs[name], oracle.expected[name])
             verdict = judge(tests, outcome)
-            status[name] = "fail" if tampered and verdict.ours == "pass" else verdict.ours
-            theirs[name] = verdict.evalplus
+            status[name], theirs[name] = verdict.ours, verdict.evalplus
+            if verdict.malformed:
+                tampered = tuple(dict.fromkeys((*tampered, WROTE_TO_THE_CHANNEL)))
+        if tampered:
+            status = {name: "fail" if each == "pass" else each for name, each in status.items()}
         if tampered or None in theirs.values():
             theirs = self.ask_evalplus(task, oracle, solution)
         return Scored(status, theirs, tampered)

@@ -53,16 +53,19 @@ class Verdict:
     ours: Status
     evalplus: Status | None
     """`None` where the sample did something that only EvalPlus itself could say the outcome of."""
+    malformed: bool = False
+    """Something came out of the sandbox that no value is written as."""
 
 
 def judge(tests: Tests, outcome: GroupOutcome) -> Verdict:
     """The two verdicts on what one group's process did."""
     theirs, ours = first_wrong(tests, outcome.values)
-    tampered = bool(outcome.tampered) or outcome.status == "forged"
+    malformed = ours is not None and not values.is_value(outcome.values[ours])
+    tampered = bool(outcome.tampered) or outcome.status == "forged" or malformed
     complete = outcome.status == "ok" and outcome.failed is None and len(outcome.values) == len(tests.inputs)
     right: Status = "pass" if ours is None and complete and not tampered else _not_passed(outcome, ours)
     if tampered:
-        return Verdict(right, None)
+        return Verdict(right, None, malformed)
     if tests.entry_point == "find_zero" and tests.dataset == "humaneval":
         return Verdict(right, _not_passed(outcome, 0 if complete else ours))
     return Verdict(right, "pass" if theirs is None and complete else _not_passed(outcome, theirs))

@@ -1,31 +1,38 @@
 """`code_eval` with walls: lm-eval's code tasks run what the model wrote through this, in our sandbox.
 
-They take the metric from the Hub, whose version runs the code in a process of its own without walls, and takes a program
-that ends itself early with status 0 for one that passed. Here a program passes only when it has come to its end, behind the
-last test, and says so with a word that is made for it; and when the same program does not also pass a test that nothing can pass.
+They take the metric from the Hub, whose version runs the code and its tests as one program in a process of its own without
+walls, and takes a program that ends itself early with status 0 for one that passed. Here the tests run in another sandbox
+than the code, and the code gets the arguments of each call and nothing of what is expected (`scoring/apart.py`).
 """
 
 from __future__ import annotations
 
-import ast
-import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import evaluate
 
 from modal_eval.errors import SandboxError
 from modal_eval.harnesses.adapters.common import SetupError
 from modal_eval.metrics import pass_at_k
+from modal_eval.scoring.apart import Judged, TestProgram, judge, prepare
 from modal_eval.scoring.choice import make_sandbox
 from modal_eval.scoring.sandbox import Limits
 
-Program = tuple[str, str]
-"""(what the model wrote, the tests)."""
 LIMITS = Limits()
 """CPU time decides, not the 3 s by the clock of the original: a busy machine changes no verdict."""
+
+
+class Program(NamedTuple):
+    """What is judged."""
+
+    code: str
+    """What the model wrote, with what the benchmark puts above it."""
+    tests: str
+    given: str
+    """What the benchmark put above it, which is trusted: the tests call its helpers, not the code's of the same name."""
 
 
 class CodeEval:
@@ -37,8 +44,11 @@ class CodeEval:
         except SandboxError as error:
             raise SetupError(str(error)) from error
         self._workers = workers or self._sandbox.at_once
-        self._verdicts: dict[Program, bool | Exception] = {}
+        self._tests: dict[tuple[str, str], TestProgram] = {}
+        self._verdicts: dict[Program, Judged | Exception] = {}
         self._noted: dict[Program, None] | None = None
+        self._prompt = ""
+        self._said: list[Judged] = []
         self.loaded = False
         """Whether a task has asked for the metric."""
 
@@ -47,19 +57,31 @@ class CodeEval:
     ) -> tuple[dict[str, float], dict[int, list[tuple[int, dict[str, Any]]]]]:
         """pass@k for each k up to the number of candidates, and whether each candidate passed.
 
-        A test's candidates are run with the test below them. Raises what kept the sandbox from running one: that is no
-        wrong answer.
+        A test's candidates are run with that test. Raises what kept the sandbox from running one: that is no wrong answer.
         """
         rows = [
-            [self._passed((candidate, test)) for candidate in candidates]
+            [self._judged(self._program(candidate, test)) for candidate in candidates]
             for test, candidates in zip(references, predictions, strict=True)
         ]
         shares = {
-            f"pass@{each}": sum(pass_at_k(len(row), sum(row), each) for row in rows) / len(rows)
+            f"pass@{each}": sum(pass_at_k(len(row), sum(one.passed for one in row), each) for row in rows) / len(rows)
             for each in k or [1, 10, 100]
             if all(len(row) >= each for row in rows)
         }
-        return shares, {at: [(i, {"passed": passed}) for i, passed in enumerate(row)] for at, row in enumerate(rows)}
+        return shares, {
+            at: [(i, {"passed": one.passed, "result": one.reason or "passed"}) for i, one in enumerate(row)]
+            for at, row in enumerate(rows)
+        }
+
+    @contextmanager
+    def scoring(self, document: Any, said: list[Judged]) -> Iterator[None]:
+        """While a task scores `document`: its prompt is known, and what is said of its candidates is added to `said`."""
+        prompt = document.get("prompt") if isinstance(document, dict) else None
+        self._prompt, self._said = prompt if isinstance(prompt, str) else "", said
+        try:
+            yield
+        finally:
+            self._prompt, self._said = "", []
 
     @contextmanager
     def noting(self) -> Iterator[None]:
@@ -73,54 +95,40 @@ class CodeEval:
         with ThreadPoolExecutor(self._workers) as pool:
             self._verdicts.update(zip(noted, pool.map(self._try, noted), strict=True))
 
-    def _passed(self, program: Program) -> bool:
+    def _program(self, candidate: str, test: str) -> Program:
+        given = self._prompt if self._prompt and candidate.startswith(self._prompt) else ""
+        return Program(candidate, test, given)
+
+    def _judged(self, program: Program) -> Judged:
         if self._noted is not None:
             self._noted[program] = None
-            return False
-        verdict = self._verdicts[program] if program in self._verdicts else self._try(program)
-        if isinstance(verdict, Exception):
-            raise verdict
-        return verdict
+            return Judged(False)
+        judged = self._verdicts[program] if program in self._verdicts else self._try(program)
+        if isinstance(judged, Exception):
+            raise judged
+        self._said.append(judged)
+        return judged
 
     def close(self) -> None:
         """Give back what the sandbox holds elsewhere."""
         self._sandbox.close()
 
-    def _try(self, program: Program) -> bool | Exception:
+    def facts(self) -> dict[str, str]:
+        """Where the code runs."""
+        return self._sandbox.facts()
+
+    def _try(self, program: Program) -> Judged | Exception:
         try:
-            return self.run(*program)
+            return self.run(program)
         except Exception as error:  # noqa: BLE001 - raised again where the score is asked for
             return error
 
-    def run(self, candidate: str, test: str) -> bool:
-        """Whether `candidate` passes `test`, and does not pass a test that nothing can pass."""
-        if not self._comes_to_its_end(candidate, test):
-            return False
-        impossible = impossible_test(test)
-        return impossible is None or not self._comes_to_its_end(candidate, impossible)
-
-    def _comes_to_its_end(self, candidate: str, test: str) -> bool:
-        word = secrets.token_hex(16)
-        last = f"__import__('builtins').print({word!r})"
-        (outcome,) = self._sandbox.run_programs(f"{candidate}\n{test}\n{last}\n", [""], LIMITS)
-        return outcome.status == "ok" and word in outcome.stdout.splitlines()
-
-
-def impossible_test(test: str) -> str | None:
-    """`test` with a fresh object in place of each value that it expects; nothing where it expects none with `==`.
-
-    No value is equal to a fresh object. What passes all the same says that it is equal to everything, or has found the last
-    line and run it by itself.
-    """
-    tree = ast.parse(test)
-    expectations = [
-        node.test
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Assert) and isinstance(node.test, ast.Compare) and isinstance(node.test.ops[0], ast.Eq)
-    ]
-    for compared in expectations:
-        compared.comparators[0] = ast.parse("type('', (), {})()", mode="eval").body
-    return ast.unparse(tree) if expectations else None
+    def run(self, program: Program) -> Judged:
+        """Whether the program's code passes its tests. Raises `SandboxError` when the sandbox cannot be had."""
+        key = (program.tests, program.given)
+        if (tests := self._tests.get(key)) is None:
+            tests = self._tests[key] = prepare(self._sandbox, program.tests, program.given, LIMITS)
+        return judge(self._sandbox, program.code, tests, LIMITS)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from modal_eval.harnesses.adapters.common import SetupError
 from modal_eval.harnesses.adapters.lm_eval_harness_model import Answer, Playback
 from modal_eval.harnesses.adapters.lm_eval_harness_tasks import Loaded, name_of_function, settings_of
 from modal_eval.harnesses.adapters.lm_eval_harness_votes import extracted
+from modal_eval.scoring.apart import Judged
 
 logger = logging.getLogger("modal_eval.harness")
 Document = tuple[str, int]
@@ -82,6 +83,7 @@ class _Scorer:
         self._loaded, self._tasks = loaded, tasks
         self._errors: dict[Document, BaseException] = {}
         self._seconds: dict[Document, float] = {}
+        self._judged: dict[Document, list[Judged]] = {}
         self._values: dict[int, list[Any]] = {}
         self._position_of = position_of
         for name, task in tasks.items():
@@ -113,7 +115,8 @@ class _Scorer:
             document = (name, documents[id(doc)])
             began = time.monotonic()
             try:
-                return scoring(task, doc, results)
+                with self._loaded.code_eval.scoring(doc, self._judged.setdefault(document, [])):
+                    return scoring(task, doc, results)
             except Exception as error:
                 logger.exception("scoring %s", document)
                 self._errors[document] = error
@@ -146,6 +149,7 @@ class _Scorer:
             "filtered": {sample["filter"]: sample["filtered_resps"] for sample in samples},
             "verdicts": {key: value for key, value in verdicts.items() if not isinstance(value, Real)},
             "doc_hash": samples[0]["doc_hash"] if samples else None,
+            **self._of_code(document),
         }
         if row.error is None:
             key = metric or next(iter(verdicts), None)
@@ -157,6 +161,17 @@ class _Scorer:
                 row.reward = row.columns[key]
                 row.extracted = extracted(row.info["filtered"], key)
         return row
+
+    def _of_code(self, document: Document) -> dict[str, Any]:
+        """Where the document's code ran, why it did not pass, and what it did to its grader."""
+        judged = self._judged.get(document)
+        if not judged:
+            return {}
+        return {
+            "sandbox": self._loaded.code_eval.facts(),
+            "not_passed": [one.reason for one in judged if not one.passed],
+            "tampered": list(dict.fromkeys(what for one in judged for what in one.tampered)),
+        }
 
 
 def as_number(value: Any) -> float | None:
