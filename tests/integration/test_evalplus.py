@@ -13,9 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from modal_eval.config.load import load_benchmark, resolve
 from modal_eval.environments import ensure_environment
+from modal_eval.harnesses.environment import environment_for
+from modal_eval.harnesses.run import describe
 from modal_eval.results.rows import read_rows
-from tests.support.attacks import ATTACKS, as_function
+from modal_eval.stages.preparing import harness_job
+from tests.support.attacks import ATTACKS, Attack, as_function
 from tests.support.chat import Reply, chat_server
 from tests.support.data import data_file
 from tests.support.modal_account import account
@@ -218,6 +222,34 @@ def test_an_attack_scores_0_is_flagged_and_leaves_the_sample_beside_it_alone(cli
     assert summary["num_verdict_differs"] >= len(taken_in)
 
 
+UNREADABLE = {
+    "a fraction that is none": "import fractions\nclass F:\n    numerator = 1\n    denominator = 0\nfractions.Fraction = F\nreturn F()",
+    "a decimal that is none": "import decimal\nclass D:\n    __str__ = lambda self: 'many'\ndecimal.Decimal = D\nreturn [D()]",
+    "the end of the results": "import sys\nframe = sys._getframe()\nwhile frame:\n    if hasattr(frame.f_locals.get('self'), 'send'):\n"
+    "        frame.f_locals['self'].send(status='x')\n    frame = frame.f_back",
+    "the end of the results, past the driver": "import os\nfor fd in range(3, 16):\n    try:\n        with open(f'/proc/{os.getppid()}/fd/{fd}', 'wb') as file:\n"
+    '            file.write(b\'{"group": 0, "status": "x"}\\n\')\n    except OSError:\n        pass',
+}
+"""Function bodies that put something into the results that nobody can read."""
+
+
+def test_results_that_cannot_be_read_are_a_zero_with_a_flag_and_no_fault_of_ours(cli):
+    (problem, *_) = read(FILES["humaneval_plus"]).values()
+    samples = [as_function(Attack(body), problem["entry_point"]) for body in UNREADABLE.values()]
+    samples.append(problem["prompt"] + problem["canonical_solution"])
+
+    def answer(call):
+        return Reply(block(samples[int(call.tag.split("/")[1])]))
+
+    with chat_server(answer) as server:
+        rows = run(cli, server, "humaneval_plus", f"--eval.rollouts={len(samples)}", "--eval.num_examples=1")
+    got = [rows[problem["task_id"], number] for number in range(len(samples))]
+    assert [row["error"] for row in got] == [None] * len(got)
+    assert [row["reward"] for row in got] == [0.0] * len(UNREADABLE) + [1.0]
+    flags = [" ".join(row["tampered"]) for row in got]
+    assert ["channel" in each or "/proc" in each for each in flags] == [True] * len(UNREADABLE) + [False]
+
+
 LARGE = {
     "right": ("list(range(n))", 1.0),
     "equal, of another type": ("[float(each) for each in range(n)]", 1.0),
@@ -243,6 +275,21 @@ def test_an_answer_too_large_to_come_out_whole_is_right_only_where_it_is_equal(c
     got = {name: rows[problem["task_id"], number]["reward"] for number, name in enumerate(LARGE)}
     assert got == {name: score for name, (_, score) in LARGE.items()}
     assert all(row["verdict_differs"] == [] for row in rows.values())
+
+
+def test_a_file_that_the_environment_names_is_another_identity_when_only_its_tests_differ(tmp_path, monkeypatch):
+    (problem, *_) = read(FILES["humaneval_plus"]).values()
+    config = resolve("stub", load_benchmark("humaneval_plus"))
+    seen = []
+    for change in ({}, {"plus_input": problem["plus_input"][:1]}, {"atol": 0.5}):
+        path = tmp_path / "mine.jsonl"
+        path.write_text(json.dumps({**problem, **change}) + "\n")
+        monkeypatch.setenv("HUMANEVAL_OVERRIDE_PATH", str(path))
+        job = harness_job(config, base_url="http://127.0.0.1:9/v1", model="stub")
+        seen.append(describe(job, tmp_path, environment_for(config)).data)
+    assert [data["version"] for data in seen] == [None] * 3
+    assert len({data["sha256"] for data in seen}) == 1, "the questions are the same"
+    assert len({json.dumps(data, sort_keys=True) for data in seen}) == 3
 
 
 @pytest.fixture
@@ -296,4 +343,4 @@ def test_the_server_never_waits_for_the_harness_and_never_has_more_calls_than_it
     assert upstream.stats()["max_in_flight"] == 4
     assert all(200 <= row["generation_ms"] < 380 for row in rows.values()), "the wait for a place counts as generating"
     log = sorted(upstream.log(), key=lambda call: call["at"])
-    assert [call["tag"] for call in log[:4]] == ["0/0", "1/0", "2/0", "3/0"]
+    assert {call["tag"] for call in log[:4]} == {"0/0", "1/0", "2/0", "3/0"}

@@ -1,7 +1,8 @@
 """OLMES's harness: its command line, its files, and what is said when it is not there.
 
 OLMES itself is in no registry, so these tests install a small `oe_eval` into an environment of their own: a command with the
-options that OLMES documents, which asks the server it is given and writes files in OLMES's form.
+options that OLMES documents, which asks the server it is given and writes files in OLMES's form. Like OLMES's litellm model, it
+never fails with a call: it goes on with an empty answer, scores that, and says in the predictions what happened.
 """
 
 import json
@@ -18,12 +19,13 @@ from modal_eval.errors import ConfigError, HarnessError
 from modal_eval.harnesses.environment import environment_for
 from modal_eval.harnesses.run import describe
 from modal_eval.stages.preparing import harness_job
+from tests.support.chat import Reply, chat_server
 from tests.support.llamacpp import MODEL, serving_llamacpp
 from tests.support.upstream import upstream
 
 pytestmark = pytest.mark.timeout(300)
 LAUNCH = """
-import argparse, json, pathlib, urllib.request
+import argparse, json, pathlib, urllib.error, urllib.request
 parser = argparse.ArgumentParser()
 for name in ("model", "model-type", "model-args", "output-dir", "save-raw-requests", "gpus", "task-args"):
     parser.add_argument(f"--{name}")
@@ -38,7 +40,14 @@ base = json.loads(args.model_args)["api_base_url"]
 def ask(text):
     body = {"model": model, "messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 512}
     request = urllib.request.Request(f"{base}/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
-    return json.load(urllib.request.urlopen(request))["choices"][0]["message"]["content"]
+    try:
+        reply = json.load(urllib.request.urlopen(request))
+    except Exception as error:
+        said = error.read().decode() if isinstance(error, urllib.error.HTTPError) else str(error)
+        return {"continuation": "", "price": 0, "num_tokens": 0, "num_tokens_total": 0,
+                "llm_error": f"litellm.APIError: Hosted_vllmException - {said}"}
+    return {"continuation": reply["choices"][0]["message"]["content"], "llm_response": reply, "price": 0.0,
+            "num_tokens": reply["usage"]["completion_tokens"], "num_tokens_total": reply["usage"]["total_tokens"]}
 
 def write(path, lines):
     path.write_text("".join(json.dumps(line) + "\\n" for line in lines))
@@ -57,10 +66,10 @@ for index, task in enumerate(args.task):
         requests.append({"request_type": "generate_until", "doc": doc, "request": {"context": context}, "idx": 0,
                          "task_name": name, "doc_id": doc_id, "native_id": f"n{doc_id}", "label": doc["answer"]})
         said = ask(doc["question"])
-        right = float(doc["answer"] in said)
+        right = float(doc["answer"] in said["continuation"])
         predictions.append({"doc_id": doc_id, "native_id": f"n{doc_id}", "label": doc["answer"], "task_hash": "h",
                             "metrics": {"f1": 0.5, "exact_match": right, "answer_format": "plain"},
-                            "model_output": [{"continuation": said, "num_tokens": 3}]})
+                            "model_output": [said]})
     score = sum(one["metrics"]["exact_match"] for one in predictions) / len(predictions)
     pathlib.Path(f"{stem}-metrics.json").write_text(json.dumps({
         "task_name": name, "task_hash": "h", "num_instances": len(docs),
@@ -140,6 +149,51 @@ def test_fewer_examples_are_the_first_ones_of_each_task_and_no_more_is_asked(cli
         ("gsm8k::olmes", 0), ("drop::tulu", 0), ("gsm8k::olmes", 1),
     ]  # fmt: skip
     assert [row["reward"] for row in cli.rows()] == [0.0, 0.0, 1.0]
+
+
+def test_a_call_that_failed_is_unscored_and_owed_again_where_olmes_itself_counts_a_wrong_answer(cli, mark, olmes):
+    refusals = {
+        0: Reply("the engine is dead", 500),
+        1: Reply("no such key", 401),
+        2: Reply("no such model", 404),
+        3: Reply("This model's maximum context length is 64 tokens, and the prompt has 99", 400),
+    }
+    faults = {0: "the engine is dead", 1: "no such key", 2: "no such model"}
+    away = True
+
+    def answer(call):
+        number = int(call.last.rstrip("?").split()[-1])
+        if number in refusals and (away or number not in faults):
+            return refusals[number]
+        return Reply(f"I say {2 * number}.", finish_reason="length" if number == 4 else "stop")
+
+    def check_faults():
+        rows = cli.rows()
+        assert [row["reward"] for row in rows] == [None, None, None, 0.0, 1.0, 1.0, 1.0, 1.0]
+        assert {row["example_id"]: row["error"]["fault"] for row in rows if row["error"]} == dict.fromkeys(
+            faults, "server"
+        )
+        assert cli.metadata()["olmes"]["tasks"] == {"gsm8k::olmes": {"num_instances": 8, "num_unscored": 3}}
+        assert (cli.metadata()["status"], cli.metadata()["num_unscored"]) == ("incomplete", 3)
+
+    mine = benchmark(cli.folder, olmes)
+    with chat_server(answer) as server:
+        cli("run", *cli.arguments(server.url, "--eval.retries=0", benchmark=mine), expect=3)
+        check_faults()
+        assert all(words in cli.rows()[number]["error"]["message"] for number, words in faults.items())
+        cli("score", str(cli.run_dir), expect=3)
+        check_faults()
+        assert all("not in the journal" in cli.rows()[number]["error"]["message"] for number in faults)
+        away = False
+        cli("resume", str(cli.run_dir))
+        asked = [call.last.rstrip("?").split()[-1] for call in server.calls]
+    assert sorted(asked) == sorted([*"01234567", *"0123"]), "only what was not answered is asked again"
+    rows = cli.rows()
+    assert [row["reward"] for row in rows] == [1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0]
+    assert [row["example_id"] for row in rows if row["truncated"]] == [3, 4]
+    assert (rows[3]["stop_condition"], rows[4]["finish_reason"]) == ("prompt_too_long", "length")
+    assert rows[4]["usage"] == {"prompt_tokens": 3, "completion_tokens": 2}
+    assert cli.metadata()["olmes"]["tasks"]["gsm8k::olmes"]["exact_match"] == 7 / 8
 
 
 def test_what_cannot_be_run_is_refused_with_the_way_out(olmes, tmp_path):

@@ -1,11 +1,18 @@
 """The code in an answer, found as EvalPlus finds it: against its own way of trying every window."""
 
 import ast
+import json
+import os
+import subprocess
+from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modal_eval.environments import ensure_environment
 from modal_eval.harnesses.adapters.evalplus_sanitize import longest_code
+
+ROOT = Path(__file__).resolve().parents[2]
 
 LINES = [
     "def f(x):", "    return x", "    if x:", "        y = [1,", "             2]", "    else:", "", "   ", "Here's the code:", "```python",
@@ -46,3 +53,18 @@ def test_code_in_the_middle_of_a_long_talk_is_found():
     talk = [f"Let's see, step {number}: we'd better count (at least" for number in range(400)]
     code = ["def f(x):", "    y = x + 1", "    return y"]
     assert longest_code("\n".join([*talk, "```python", *code, "```", *talk])) == "\n".join(code)
+
+
+def test_answers_that_take_too_long_lose_their_processes_and_no_other_answer_its_code():
+    endless = "print(f'{a b}')\n" * 20_000
+    answers = [f"Here it is:\n```python\ndef f(x):\n    return x + {number}\n```\nDone." for number in range(6)]
+    request = {"answers": [endless, endless, *answers, endless, answers[0]], "processes": 2, "limit_s": 3}
+    done = subprocess.run(
+        [ensure_environment("evalplus"), ROOT / "tests" / "support" / "evalplus_answers.py"], input=json.dumps(request),
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    reply = json.loads(done.stdout.splitlines()[-1])
+    found = [f"def f(x):\n    return x + {number}" for number in range(6)]
+    assert reply["solutions"] == [None, None, *found, None, found[0]]
+    assert reply["processes"] <= 2

@@ -10,7 +10,6 @@ import asyncio
 import concurrent.futures
 import functools
 import json
-import multiprocessing
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,10 +36,10 @@ from modal_eval.harnesses.adapters.evalplus_oracle import (
     evalplus_version,
     load_tasks,
     read_oracle,
-    without_datasets,
 )
 from modal_eval.harnesses.adapters.evalplus_prompts import FORMATS, PromptFormat, read_completion, request_for
-from modal_eval.harnesses.adapters.evalplus_sanitize import Extracted, extract
+from modal_eval.harnesses.adapters.evalplus_sanitize import Extracted
+from modal_eval.harnesses.adapters.evalplus_sanitizers import Sanitizers
 from modal_eval.harnesses.adapters.evalplus_scoring import Scored, Scorer
 
 BENCHMARKS: dict[str, tuple[Dataset, bool]] = {
@@ -117,19 +116,14 @@ class EvalPlusBackend:
         self._oracles: dict[str, asyncio.Task[Oracle]] = {}
         self._slots = Slots(self._workers)
         self._threads = concurrent.futures.ThreadPoolExecutor(self._workers, thread_name_prefix="scoring")
-        # Processes: sanitize is pure Python and would hold up everything else. Spawned: this one has threads by now.
-        self._sanitizers = concurrent.futures.ProcessPoolExecutor(
-            min(self._workers, 4), mp_context=multiprocessing.get_context("spawn"), initializer=without_datasets
-        )
+        self._sanitizers = Sanitizers(min(self._workers, 4), SANITIZE_S)
         await asyncio.to_thread(self.sandbox.check)
 
     async def close(self) -> None:
         await self._http.close()
         if self._job.phase != "generate":
             self._threads.shutdown(wait=False, cancel_futures=True)
-            for process in list((self._sanitizers._processes or {}).values()):  # one may sit in an endless answer
-                process.kill()
-            self._sanitizers.shutdown(wait=True, cancel_futures=True)
+            self._sanitizers.close()
             await asyncio.to_thread(self.sandbox.close)
 
     async def run_one(self, position: int, rollout: int, calls: CallLog) -> Outcome:
@@ -197,10 +191,8 @@ class EvalPlusBackend:
         text = task.prompt.strip() + "\n" + answer if self.format == "base" else answer
         if self.format != "chat":
             text = text.replace("\t", "    ")
-        loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(self._sanitizers, extract, text, task.entry_point)
         try:
-            return await asyncio.wait_for(work, SANITIZE_S)
+            return await self._sanitizers.extract(text, task.entry_point)
         except TimeoutError:
             return Extracted(text, text, f"none: EvalPlus's sanitize took more than {SANITIZE_S:g} s")
 

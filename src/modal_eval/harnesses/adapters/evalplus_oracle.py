@@ -87,10 +87,13 @@ def load_tasks(
     if mini and dataset == "mbpp":
         raise SetupError("mini=true: EvalPlus has a small version of HumanEval+ only")
     without_datasets()
-    from evalplus.data import get_human_eval_plus, get_mbpp_plus
+    from evalplus.data import get_human_eval_plus, get_human_eval_plus_hash, get_mbpp_plus, get_mbpp_plus_hash
 
     try:
-        problems = get_human_eval_plus(mini=mini) if dataset == "humaneval" else get_mbpp_plus()
+        if dataset == "humaneval":
+            problems, digest = get_human_eval_plus(mini=mini), get_human_eval_plus_hash(mini=mini)
+        else:
+            problems, digest = get_mbpp_plus(), get_mbpp_plus_hash()
     except (OSError, ValueError, KeyError, AssertionError, gzip.BadGzipFile) as error:
         named = os.environ.get(OVERRIDES[dataset])
         raise SetupError(
@@ -99,8 +102,9 @@ def load_tasks(
             else f"EvalPlus cannot download {dataset}+ ({error}); name a file with --env.data_files=FILE"
         ) from error
     tasks = [as_task(dataset, problem) for problem in problems.values()]
-    source = {"dataset": dataset, "version": None if data_files else VERSIONS[dataset], "mini": mini}
-    return tasks, source
+    # The inputs and tolerances of the tests stand in no example, and the file may be any that the environment names.
+    version = None if os.environ.get(OVERRIDES[dataset]) else VERSIONS[dataset]
+    return tasks, {"dataset": dataset, "version": version, "mini": mini, "md5": digest}
 
 
 def as_task(dataset: Dataset, problem: dict[str, Any]) -> Task:

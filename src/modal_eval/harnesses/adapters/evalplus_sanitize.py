@@ -24,9 +24,15 @@ class Extracted:
     how: str = "sanitize"
 
 
+def load_evalplus() -> None:
+    """Import what `extract` needs, which takes a second."""
+    without_datasets()
+    import evalplus.sanitize  # noqa: F401
+
+
 def extract(text: str, entry_point: str) -> Extracted:
     """Both ways to read the code in `text`; a text that no parser takes (a NUL, half a character) is judged as it is."""
-    without_datasets()
+    load_evalplus()
     from evalplus import sanitize as evalplus
 
     try:

@@ -165,7 +165,7 @@ class OlmesBackend:
                 driver.write(example, 0, Outcome(error=error))
             else:
                 driver.write(example_of(example.example_id, task, one), 0, outcome_of(task, one))
-        results: dict[str, Any] = {"tasks": {task.name: task.metrics for task in output}}
+        results: dict[str, Any] = {"tasks": {task.name: own_scores(task) for task in output}}
         if self._job.env_args.get("allow_unsandboxed_code"):
             results["unsandboxed_code"] = {"accepted": "env_args.allow_unsandboxed_code"}
         driver.channel.send("results", results=results)
@@ -183,9 +183,31 @@ def example_of(number: int, task: TaskOutput, one: Prediction) -> Example:
 
 
 def outcome_of(task: TaskOutput, one: Prediction) -> Outcome:
-    """The task's primary metric is the reward; every number of OLMES keeps its name."""
+    """The task's primary metric is the reward; every number of OLMES keeps its name.
+
+    Where a call failed, OLMES goes on with an empty answer and scores that; here it has no score, and is owed again.
+    """
+    if one.failure is not None:
+        error = fault("server", one.failure, "LLMError")
+        return Outcome(completion=one.text, error=error, calls=one.calls, num_turns=1)
     reward = one.metrics.get(task.primary_metric or "", next(iter(one.metrics.values()), None))
-    return Outcome(completion=one.text, reward=reward, metrics=one.metrics, num_turns=1)
+    return Outcome(
+        completion=one.text,
+        reward=reward,
+        metrics=one.metrics,
+        calls=one.calls,
+        num_turns=1,
+        stop_condition="prompt_too_long" if one.overlong else None,
+        truncated=one.overlong,
+    )
+
+
+def own_scores(task: TaskOutput) -> dict[str, Any]:
+    """OLMES's scores of a task, left out where it counted calls that failed as wrong answers."""
+    unscored = sum(one.failure is not None for one in task.predictions)
+    if not unscored:
+        return task.metrics
+    return {"num_instances": task.metrics.get("num_instances"), "num_unscored": unscored}
 
 
 def version_of(*names: str) -> str:

@@ -6,7 +6,10 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+from modal_eval.harnesses.adapters.common import OVERLONG_PHRASES, CallLog
 
 METRICS = "-metrics.json"
 
@@ -23,6 +26,11 @@ class Prediction:
     doc: Any
     metrics: dict[str, float]
     """OLMES's numbers for this document; texts and lists among its metrics are left out."""
+    calls: CallLog = field(default_factory=CallLog)
+    overlong: bool = False
+    """The server refused a prompt that does not fit: the empty answer that OLMES scores is the model's failure."""
+    failure: str | None = None
+    """Any other error of a call. OLMES scores an empty answer for it as well, and that number is nobody's."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +70,15 @@ def read_task(path: Path) -> TaskOutput:
 def prediction_of(line: dict[str, Any], request: dict[str, Any]) -> Prediction:
     asked = request.get("request") or {}
     context = asked.get("context")
+    outputs = line.get("model_output") or []
+    # What the server said may be empty, so it is the key that counts.
+    errors = [str(output["llm_error"]) for output in outputs if "llm_error" in output]
+    failures = [error or "litellm did not say why the call failed" for error in errors if not is_overlong(error)]
     return Prediction(
         doc_id=line.get("doc_id"),
         native_id=line.get("native_id"),
         prompt=context.get("messages", context) if isinstance(context, dict) else context,
-        text=text_of(line.get("model_output") or []),
+        text=text_of(outputs),
         label=line.get("label", request.get("label")),
         doc=request.get("doc"),
         metrics={
@@ -74,7 +86,27 @@ def prediction_of(line: dict[str, Any], request: dict[str, Any]) -> Prediction:
             for name, value in (line.get("metrics") or {}).items()
             if (number := as_number(value)) is not None
         },
+        calls=calls_of(outputs),
+        overlong=len(failures) < len(errors),
+        failure=failures[0] if failures else None,
     )
+
+
+def is_overlong(error: str) -> bool:
+    return any(phrase in error.lower() for phrase in OVERLONG_PHRASES)
+
+
+def calls_of(outputs: list[dict[str, Any]]) -> CallLog:
+    """What the server said, as litellm hands it on; of several samples the one that was cut off says why they ended."""
+    log, reasons = CallLog(), []
+    for output in outputs:
+        if isinstance(response := output.get("llm_response"), dict):
+            choices = response.get("choices") or [{}]
+            log.record(choices[0].get("finish_reason"), SimpleNamespace(**(response.get("usage") or {})))
+            reasons.append(log.finish_reason)
+    if "length" in reasons:
+        log.finish_reason = "length"
+    return log
 
 
 def text_of(outputs: list[dict[str, Any]]) -> str:
