@@ -295,3 +295,42 @@ def test_a_run_whose_calls_are_all_in_the_journal_is_finished_without_a_server(c
     (cli.run_dir / "results.jsonl").write_text("")
     cli("resume", str(cli.run_dir))
     assert cli.rows() == rows
+
+
+CAPITALS = """
+import verifiers as vf
+from datasets import Dataset
+from pathlib import Path
+
+
+def load_environment() -> vf.Environment:
+    ask = Path(FILE).read_text()
+    rows = [{"question": f"{ask} capital {i}", "answer": str(i)} for i in range(10)]
+    return vf.SingleTurnEnv(eval_dataset=Dataset.from_list(rows), rubric=vf.Rubric(funcs=[lambda completion: 1.0]))
+"""
+
+
+@pytest.mark.parametrize("edited", ["its module", "a file that it reads from elsewhere"])
+def test_an_environment_that_was_edited_since_is_refused_by_name_and_no_old_answer_is_used_for_it(cli, mark, edited):
+    asks, folder = cli.folder / "asks.txt", cli.folder / "environments"
+    folder.mkdir()
+    asks.write_text("Name")
+    module = folder / "capitals.py"
+    module.write_text(CAPITALS.replace("FILE", repr(str(asks))))
+    benchmark = cli.benchmark(env_id="capitals", eval={"module_paths": [str(folder)], "max_concurrent": 2})
+    with upstream(latency=0.3) as server:
+        process = cli.start("run", *cli.arguments(server.base_url, benchmark=benchmark))
+        cli.wait_for(lambda: server.stats()["posts"] >= 4, process)
+        kill(process)
+        assert mark.wait_until_gone() == {}
+        before = cli.rows()
+        place = module if edited == "its module" else asks
+        original = place.read_text()
+        place.write_text(original + "# in another way\n")
+        said = cli("resume", str(cli.run_dir), expect=2).stderr
+        assert ("environment.sha256: " if edited == "its module" else "data.sha256: ") in said
+        assert "belongs to another configuration" in said
+        assert cli.rows() == before
+        place.write_text(original)
+        cli("resume", str(cli.run_dir))
+        assert sorted(row["prompt"][0]["content"] for row in cli.rows()) == [f"Name capital {i}" for i in range(10)]

@@ -32,6 +32,8 @@ TYPED_WRONG = {
     "no model": (["run", "-b", "demo"], "MODAL_EVAL_MODEL"),
     "no benchmark": (["run", "-m", "x"], "MODAL_EVAL_BENCHMARK"),
     "no URL": (["run", "-m", "x", "-b", "demo", "--infra.target=endpoint"], "--infra.base_url="),
+    "no URL but a host": (["run", "-m", "x", "-b", "demo", "--infra.base_url=host:80/v1"], "write http://HOST:PORT/v1"),
+    "a password": (["run", "-m", "x", "-b", "demo", f"--infra.base_url=http://me:{KEY}@host/"], "--infra.api_key_env"),
     "no data file": (["run", "-m", "x", "-b", "gsm8k", "--env.data_files=no.jsonl"], "no.jsonl: no such file"),
     "no key": (["run", "-m", "x", "-b", "demo", ENDPOINT, "--infra.api_key_env=NO_SUCH_KEY"], "NO_SUCH_KEY"),
     "no run to resume": (["resume", "-m", "x"], "no incomplete run for -m x"),
@@ -48,6 +50,7 @@ def test_what_was_typed_wrong_is_said_in_one_line_and_nothing_is_made(cli, name)
     (line,) = ended.stderr.splitlines()
     assert line.startswith("modal-eval: ")
     assert way_out in line
+    assert KEY not in line
     assert list(cli.folder.iterdir()) == []
 
 
@@ -109,6 +112,7 @@ def test_json_stands_alone_on_stdout_whatever_the_command_says_besides(cli):
     assert [one["run_dir"] for one in found] == [second["run_dir"], first["run_dir"]]
     assert [one["run_dir"] for one in json.loads(cli("runs", "-l", "1", "--json").stdout)] == [second["run_dir"]]
     assert json.loads(cli("runs", "-b", "coins", "-m", "stub", "--json").stdout) == found
+    assert json.loads(cli("runs", "-b", cli.benchmark(), "--json").stdout) == found
     assert json.loads(cli("runs", "-b", "gsm8k", "--json").stdout) == []
     scored = json.loads(cli("score", first["run_dir"], "--json").stdout)
     assert scored["avg_reward"] == first["avg_reward"]
@@ -141,6 +145,15 @@ def test_a_wrong_key_is_told_with_the_option_that_names_the_right_one(cli):
         ended = cli("run", *cli.arguments(server.base_url), expect=1)
     assert "refuses us (401)" in ended.stderr
     assert "--infra.api_key_env=NAME" in ended.stderr
+
+
+def test_a_password_in_a_benchmark_file_is_refused_before_anything_is_made_and_printed_nowhere(cli):
+    path = cli.benchmark(infra={"base_url": f"https://me:{KEY}@host/v1"})
+    for more in ([], ["--dry-run"], ["--run-dir", str(cli.run_dir)]):
+        ended = cli("run", "-m", "x", "-b", path, *more, expect=2)
+        assert "infra.base_url holds a user, a password or a query" in ended.stderr
+        assert KEY not in ended.stdout + ended.stderr
+    assert [one.name for one in cli.folder.iterdir()] == ["coins.yaml"]
 
 
 def files_with(secret, folder):
@@ -209,6 +222,7 @@ def test_stop_leaves_a_live_server_alone_unless_it_is_named(cli, monkeypatch):
         note_server(take_lease(cli.run_dir, "org/model", "0123abc"), server.pid, server.started, "http://127.0.0.1:9")
         assert json.loads(cli("stop", "--json").stdout) == []
         assert json.loads(cli("stop", "-m", "org/other", "--json").stdout) == []
+        assert "-m org/model" in cli("stop", "-m", "org/model@main", expect=2).stderr
         assert server.poll() is None
         (stopped,) = json.loads(cli("stop", "-m", "org/model", "--json").stdout)
         assert stopped["server"] == f"pid {server.pid}"

@@ -134,6 +134,19 @@ def test_what_would_change_an_answer_is_refused_by_name_and_nothing_is_touched(c
     assert (cli.run_dir / "checkpoint_meta.json").read_bytes() == progress
 
 
+def test_a_resume_with_another_scorer_is_refused_by_name_and_scoring_again_takes_it(cli):
+    finished_gsm8k(cli, f"--eval.num_examples={ANSWERED}")
+    before = contents(cli.run_dir)
+    for command in (["resume", str(cli.run_dir)], ["run", "-m", "stub", "-b", "gsm8k", "--run-dir", str(cli.run_dir)]):
+        (line,) = cli(*command, "--env.extraction=last_number", expect=2).stderr.splitlines()
+        assert "env_args.extraction: None in the folder, 'last_number' now" in line
+        assert f"`modal-eval score {cli.run_dir} --env.extraction=last_number`" in line
+    assert contents(cli.run_dir) == before
+    cli("score", str(cli.run_dir), "--env.extraction=last_number")
+    cli("resume", str(cli.run_dir), "--env.extraction=last_number")
+    assert cli.metadata()["scorer"]["args"] == {"extraction": "last_number"}
+
+
 def write_version(cli: Cli, *, prompt: str = "Say", score: str = "1.0") -> None:
     text = VERSIONED.replace("PROMPT", prompt).replace("SCORE", score)
     (cli.folder / "environments").mkdir(exist_ok=True)

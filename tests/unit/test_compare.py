@@ -6,13 +6,13 @@ import statistics
 
 import pytest
 
-from modal_eval.compare.baselines import load_baseline, save_baseline
+from modal_eval.compare.baselines import baseline_path, load_baseline, save_baseline
 from modal_eval.compare.gate import judge, markdown_gate
 from modal_eval.compare.paired import paired_difference
 from modal_eval.config.load import resolve
 from modal_eval.config.models import BenchmarkConfig, Overrides
 from modal_eval.errors import ConfigError
-from modal_eval.results.files import json_line, write_json
+from modal_eval.results.files import json_line, read_json, write_json
 from modal_eval.results.run_folder import Run
 
 
@@ -60,12 +60,18 @@ def test_without_a_common_example_there_is_no_difference():
         paired_difference({0: [1.0], 1: []}, {1: [1.0], 2: [0.0]})
 
 
+SCORER = {
+    "harness": {"name": "lm_eval", "version": "1"}, "environment": {"sha256": "a"}, "args": {"metric": None, "mode": None},
+    "k": [1], "scored_at": "2026-01-01T00:00:00+00:00",
+}  # fmt: skip
+
+
 @pytest.fixture(name="made")
 def runs_below_an_output_folder(tmp_path, monkeypatch):
     """Makes a run with these rewards and returns its row of a suite's table."""
     monkeypatch.setenv("MODAL_EVAL_OUTPUT_DIR", str(tmp_path))
 
-    def make(name, rewards, model="org/m", **sampling):
+    def make(name, rewards, model="org/m", scorer=SCORER, **sampling):
         config = resolve(model, BenchmarkConfig(name=name, env_id=name), Overrides(sampling=sampling))
         run = Run.create(
             config, tmp_path / model.replace("/", "-") / f"{name}{len(list(tmp_path.rglob('results.jsonl')))}"
@@ -73,7 +79,7 @@ def runs_below_an_output_folder(tmp_path, monkeypatch):
         run.claim_identity({"model": {"id": model}, "sampling": config.sampling.model_dump(mode="json")})
         rows = [{"example_id": example, "rollout": 0, "reward": reward} for example, reward in enumerate(rewards)]
         (run.run_dir / "results.jsonl").write_bytes(b"".join(map(json_line, rows)))
-        write_json(run.run_dir / "metadata.json", {"avg_reward": sum(rewards) / len(rewards)})
+        write_json(run.run_dir / "metadata.json", {"avg_reward": sum(rewards) / len(rewards), "scorer": scorer})
         return {"benchmark": name, "status": "complete", "run_dir": str(run.run_dir)}
 
     return make
@@ -100,6 +106,37 @@ def test_the_gate_names_what_got_worse_and_what_cannot_be_compared(made, tmp_pat
     assert "**Does not pass: code, gone, sums, new.**" in page
     assert "| sums | 1.000 | 0.500 | -0.500 | -0.725 – -0.275 | 20 | 0 / 10 | worse |" in page
     json.dumps([one.describe() for one in verdicts])
+
+
+def test_scores_of_another_scorer_are_incomparable_and_when_and_for_which_k_it_scored_is_none_of_it(made, tmp_path):
+    later = {"k": [1, 4], "scored_at": "2026-02-02T00:00:00+00:00"}
+    scorers = {
+        "same": {**SCORER, **later},
+        "metric": {**SCORER, "args": {"metric": "exact_match,flexible-extract", "mode": None}},
+        "version": {**SCORER, "harness": {"name": "lm_eval", "version": "2"}},
+        "unnamed": None,
+    }
+    save_baseline("nightly", "org/m", {name: tmp_path / made(name, [1.0] * 20)["run_dir"] for name in scorers})
+    verdicts = judge(load_baseline("nightly"), [made(name, [0.0] * 20, scorer=one) for name, one in scorers.items()])
+    assert {one.benchmark: (one.verdict, one.why) for one in verdicts} == {
+        "same": ("worse", ""),
+        "metric": ("incomparable", "scorer.args.metric: None in the baseline, 'exact_match,flexible-extract' now"),
+        "version": ("incomparable", "scorer.harness.version: '1' in the baseline, '2' now"),
+        "unnamed": (
+            "incomparable", "scorer: the run does not say who scored it; `modal-eval score` scores it again, and says so"
+        ),
+    }  # fmt: skip
+
+
+def test_a_baseline_of_before_scorers_were_kept_says_that_it_has_to_be_made_anew(made, tmp_path):
+    row = made("sums", [1.0] * 20)
+    save_baseline("old", "org/m", {"sums": tmp_path / row["run_dir"]})
+    document = read_json(baseline_path("old"))
+    del document["benchmarks"]["sums"]["scorer"]
+    write_json(baseline_path("old"), document)
+    (verdict,) = judge(load_baseline("old"), [row])
+    assert (verdict.verdict, verdict.passes) == ("incomparable", False)
+    assert "the baseline does not say who scored it; make it anew with --save-baseline" in verdict.why
 
 
 def test_a_baseline_that_is_not_there_is_named_with_those_that_are(made, tmp_path):

@@ -1,7 +1,8 @@
+import jsonschema
 import pytest
 from pydantic import ValidationError
 
-from modal_eval.config.load import benchmark_files, load_benchmark, resolve
+from modal_eval.config.load import benchmark_files, explain, load_benchmark, resolve
 from modal_eval.config.models import BenchmarkConfig, Overrides
 from modal_eval.errors import ConfigError
 
@@ -48,6 +49,54 @@ def test_a_base_url_means_the_endpoint_target(benchmark):
 def test_an_endpoint_without_a_url_says_what_to_add(benchmark):
     with pytest.raises(ConfigError, match="add --infra.base_url"):
         resolve("m", benchmark, Overrides(infra={"target": "endpoint"}))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "http://127.0.0.1:8000/v1",
+        "https://models.example.com/v1/",
+        "http://[::1]:8000/v1",
+        "http://node_1:8000/v1, http://node-2:8000/v1,",
+    ],
+)
+def test_urls_of_endpoints_are_taken_as_they_are_typed(benchmark, given):
+    assert resolve("m", benchmark, Overrides(infra={"base_url": given})).infra.base_url == given
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("localhost:8000/v1", "infra.base_url=localhost:8000/v1 is no URL; write http://HOST:PORT/v1"),
+        ("http://a/v1,b:8000/v1", "is no URL"),
+        ("ftp://a/v1", "is no URL"),
+        ("http:///v1", "is no URL"),
+        ("http://a b/v1", "is no URL"),
+        ("http://a:port/v1", "is no URL"),
+        ("http://a:99999/v1", "has the port 99999, and the highest is 65535"),
+        (" , ", "is no URL"),
+        ("https://me:secret@host/v1", "--infra.api_key_env=NAME"),
+        ("http://a/v1,https://me:sec,ret@host/v1", "--infra.api_key_env=NAME"),
+        ("me:secret@host/v1", "--infra.api_key_env=NAME"),
+        ("https://host/v1?key=secret", "--infra.api_key_env=NAME"),
+    ],
+)
+def test_what_is_no_url_of_an_endpoint_is_refused_when_it_is_read_and_a_secret_is_never_repeated(given, words):
+    with pytest.raises(ValidationError) as refused:
+        Overrides(infra={"base_url": given})
+    for told in (explain(refused.value, Overrides), str(refused.value)):
+        assert words in told
+        assert not any(part in told for part in ("secret", "sec,ret", "ret@", "me:sec"))
+
+
+def test_a_deployments_form_refuses_a_url_with_a_password_without_quoting_it():
+    form = Overrides.model_json_schema()["$defs"]["InfraConfig"]["properties"]["base_url"]
+    validator = jsonschema.Draft202012Validator(form)
+    assert validator.is_valid("http://127.0.0.1:8000/v1,http://127.0.0.1:8001/v1")
+    for given in ("https://me:secret@host/v1", "secret:8000/v1"):
+        (fault,) = validator.iter_errors(given)
+        assert "without a user, a password or a query" in fault.message
+        assert "secret" not in fault.message
 
 
 def test_tensor_parallelism_of_a_greedy_run_has_to_be_meant(benchmark):

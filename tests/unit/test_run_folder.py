@@ -9,8 +9,17 @@ from modal_eval.config.load import resolve
 from modal_eval.config.models import BenchmarkConfig, Overrides
 from modal_eval.config.request import RunRequest
 from modal_eval.errors import ConfigError, IdentityError, RunLockedError
-from modal_eval.results.files import write_json
-from modal_eval.results.run_folder import Run, find_runs, is_locked, latest_incomplete, locked, run_facts, run_group
+from modal_eval.results.files import json_line, write_json
+from modal_eval.results.run_folder import (
+    Run,
+    find_runs,
+    is_asked_for,
+    is_locked,
+    latest_incomplete,
+    locked,
+    run_facts,
+    run_group,
+)
 from modal_eval.stages.opening import open_run, plan_run
 
 
@@ -113,6 +122,39 @@ def test_a_resume_may_ask_for_more_at_another_speed(benchmark_file):
     assert (held.eval.rollouts, held.eval.max_concurrent, held.sampling.temperature) == (4, 2, 0.6)
 
 
+@pytest.fixture
+def scored_file(tmp_path):
+    """A benchmark whose `mode` only scores."""
+    path = tmp_path / "capitals.yaml"
+    path.write_text("env_id: capitals\nscoring_args: [mode]\nenv_args: {mode: strict, level: 1}\n")
+    return str(path)
+
+
+def test_rows_that_have_a_score_refuse_another_scorer_and_name_the_command_that_scores_again(scored_file):
+    run_dir = open_run(RunRequest(model="org/model", benchmark=scored_file))
+    asked = RunRequest(run_dir=run_dir, overrides=Overrides(env={"mode": "very loose"}))
+    pending = {"example_id": 0, "rollout": 0, "reward": None, "pending": True}
+    (run_dir / paths.RESULTS).write_bytes(json_line(pending))
+    assert plan_run(asked).config.env_args["mode"] == "very loose"
+    (run_dir / paths.RESULTS).write_bytes(json_line({"example_id": 0, "rollout": 0, "reward": 0.0}))
+    before = (run_dir / paths.RUN_CONFIG).read_bytes()
+    for refused in (asked, asked.model_copy(update={"model": "org/model", "benchmark": "capitals"})):
+        with pytest.raises(IdentityError) as told:
+            open_run(refused)
+        assert "env_args.mode: 'strict' in the folder, 'very loose' now" in str(told.value)
+        assert f"`modal-eval score {run_dir} '--env.mode=very loose'`" in str(told.value)
+    assert (run_dir / paths.RUN_CONFIG).read_bytes() == before
+
+
+def test_a_retry_with_the_same_words_goes_on_with_rows_that_have_a_score(scored_file):
+    asked = RunRequest(model="org/model", benchmark=scored_file, overrides=Overrides(env={"mode": "loose"}))
+    again = asked.model_copy(update={"run_dir": open_run(asked)})
+    (again.run_dir / paths.RESULTS).write_bytes(json_line({"example_id": 0, "rollout": 0, "reward": 1.0}))
+    assert open_run(again) == open_run(RunRequest(run_dir=again.run_dir)) == again.run_dir
+    with pytest.raises(IdentityError, match="env_args.mode: 'loose' in the folder, 'strict' now"):
+        open_run(again.model_copy(update={"overrides": Overrides()}))  # the file is read again, and says `strict`
+
+
 def test_a_new_run_needs_a_model_and_a_benchmark():
     with pytest.raises(ConfigError, match="-m MODEL -b BENCHMARK"):
         plan_run(RunRequest(model="org/model"))
@@ -133,3 +175,23 @@ def test_the_newest_incomplete_run_is_found_and_complete_ones_are_passed_over():
     assert run_facts(newer.run_dir)["avg_reward"] == 0.5
     with pytest.raises(ConfigError, match="no incomplete run for -m org/other"):
         latest_incomplete("org/other", None)
+
+
+def test_a_run_is_found_by_the_words_that_it_was_begun_with(scored_file):
+    run_dir = open_run(RunRequest(model="org/model@main", benchmark=scored_file))
+    for model in ("org/model@main", "org/model", None):
+        for benchmark in (scored_file, "elsewhere/capitals.yml", "capitals", None):
+            assert latest_incomplete(model, benchmark) == run_dir
+            assert is_asked_for(run_facts(run_dir), model, benchmark)
+    for model, benchmark in (("org/model@other", None), ("org/mode", None), (None, "capital.yaml"), (None, "toy")):
+        with pytest.raises(ConfigError, match="no incomplete run for "):
+            latest_incomplete(model, benchmark)
+
+
+def test_a_folder_with_a_sign_of_a_revision_in_its_name_is_found_while_it_is_there_and_after(tmp_path):
+    folder = tmp_path / "ckpt@step5"
+    folder.mkdir()
+    run = Run.create(config(str(folder)))
+    assert latest_incomplete(str(folder), None) == run.run_dir
+    folder.rmdir()
+    assert latest_incomplete(str(folder), None) == run.run_dir

@@ -1,4 +1,5 @@
 import json
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -9,9 +10,9 @@ from modal_eval import serving
 from modal_eval.checkpoints import resolve_model
 from modal_eval.config.load import resolve
 from modal_eval.config.models import BenchmarkConfig, Overrides
-from modal_eval.errors import ConfigError, ServerError
+from modal_eval.errors import ConfigError, GpuError, ServerError
 from modal_eval.records import PreparedModel
-from modal_eval.serving import llamacpp, vllm
+from modal_eval.serving import keeping, llamacpp, node, vllm
 
 PYTHON = Path("/env/bin/python")
 MODEL = PreparedModel("m", "folder", Path("/models/m"), "m", None, None, Path("/t.jinja"), "benchmark", None)
@@ -76,6 +77,32 @@ def test_each_replica_has_gpus_of_its_own():
     assert [vllm.devices(two, number, "7,5,3,1") for number in range(2)] == [["7", "5"], ["3", "1"]]
     with pytest.raises(ConfigError, match=r"needs 4 GPUs, and CUDA_VISIBLE_DEVICES=0,1 names 2"):
         vllm.devices(two, 0, "0,1")
+
+
+def test_on_a_node_fewer_visible_gpus_than_replicas_are_what_the_lease_takes(this_machine, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    here = {"target": "node", "gpu_wait": 0}
+    two, wide = (config(infra=here, data_parallel_size=2, tensor_parallel_size=size) for size in (1, 2))
+    assert vllm.variables(PYTHON, two, 1)["CUDA_VISIBLE_DEVICES"] == "3"
+    (lease,) = node.lease_gpus(two, MODEL, "a run", say=print)
+    assert lease is not None
+    with lease:
+        assert lease.variables["CUDA_VISIBLE_DEVICES"] == "3"
+    with pytest.raises(GpuError, match=r"2 GPUs are wanted, and this process may use 1 .* with CUDA_VISIBLE_DEVICES=3"):
+        node.lease_gpus(wide, MODEL, "a run", say=print)
+    with pytest.raises(ConfigError, match="needs 2 GPUs, and CUDA_VISIBLE_DEVICES=3 names 1"):
+        vllm.variables(PYTHON, config(data_parallel_size=2), 0)
+
+
+def test_a_kept_servers_name_says_which_gpus_it_is_limited_to_and_not_which_it_got(monkeypatch):
+    asked = config(infra={"target": "node", "environment": sys.executable}, data_parallel_size=2)
+
+    def name(visible):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        return keeping.name_of(asked, MODEL, say=print)
+
+    assert name("3") == name("3")
+    assert len({name("3"), name("0"), name("0,1")}) == 3
 
 
 def test_no_key_of_ours_goes_to_the_server(monkeypatch):
@@ -145,9 +172,3 @@ def test_an_endpoint_that_stays_loading_is_given_up_at_its_limit(gateway, tmp_pa
 def test_an_endpoint_that_refuses_the_key_asks_for_the_variables_name(gateway, tmp_path, monkeypatch):
     with pytest.raises(ServerError, match=r"refuses us \(401\); name the variable that holds its key"):
         ask(gateway[0], tmp_path, monkeypatch, key="wrong")
-
-
-def test_a_url_with_a_password_is_refused_without_repeating_it(tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match="for host holds a user or a password") as refused:
-        ask("http://user:secret@host/v1", tmp_path, monkeypatch)
-    assert "secret" not in str(refused.value)

@@ -20,10 +20,11 @@ from modal_eval.stages.generating import (
     owed_and_answered,
     owed_rollouts,
     refuse_other_size,
+    refuse_other_start,
 )
 from modal_eval.stages.opening import plan_run
 from modal_eval.stages.preparing import harness_job, read_prepared
-from modal_eval.stages.reporting import cost, report
+from modal_eval.stages.reporting import report
 from modal_eval.stages.scoring import score
 from modal_eval.stages.serving import proxy_fault, refuse_changed_server, teardown
 from tasks.preparation import preparing_owed
@@ -100,6 +101,24 @@ def test_data_that_changed_its_size_since_it_was_prepared_is_refused():
         check(HarnessStart(4, 1, {}, {}, {}))
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"harness": {"name": "verifiers", "version": "2"}}, "harness.version: None in the folder, '2' now"),
+        ({"environment": {"digest": "e2"}}, "environment.digest: 'e1' in the folder, 'e2' now"),
+        ({"data": {"digest": "d2"}}, "data.digest: 'd1' in the folder, 'd2' now"),
+        ({"total_examples": 3, "data": {"digest": "d2"}}, "data.digest: 'd1' in the folder, 'd2' now"),
+    ],
+)
+def test_a_harness_that_says_of_itself_another_thing_than_when_it_was_prepared_is_refused_by_name(run, changed, words):
+    prepared = read_json(run.run_dir / "prepared.json")
+    check = refuse_other_start(run.run_dir, prepared)
+    said = {key: prepared[key] for key in ("total_examples", "harness", "environment", "data")}
+    check(HarnessStart(rollouts=2, **said))
+    with pytest.raises(IdentityError, match=words):
+        check(HarnessStart(rollouts=2, **{**said, **changed}))
+
+
 def test_scoring_puts_the_rows_in_order_one_a_rollout(run):
     write_rows(run, row(1, 1), row(0, 1, None, error={"fault": "server"}), row(1), row(0, 1, 0.0), row(0))
     assert score(run.run_dir) == 4
@@ -118,20 +137,6 @@ def test_the_report_counts_what_was_never_generated_and_adds_up_the_tokens(run):
     assert summary["time_ms"] == 2500.0
     assert read_json(run.run_dir / "metadata.json") == json.loads(json.dumps(summary))
     assert report(run.run_dir)["avg_reward"] == summary["avg_reward"]
-
-
-def test_gpus_are_paid_from_the_deployment_to_the_end_of_generating():
-    held = config(vllm={"data_parallel_size": 2}, infra={"gpu_hour_price": 3.6})
-    assert cost(held, {"deploy": 100.0, "generate": 400.0, "score": 900.0}) == {"gpu_seconds": 1000.0, "cost": 1.0}
-    assert cost(config(), {"generate": 10.0}) == {"gpu_seconds": 10.0, "cost": None}
-
-
-@pytest.mark.parametrize("infra", [{"base_url": "http://127.0.0.1:9/v1"}, {"engine": "llamacpp"}])
-def test_a_run_that_held_no_gpu_of_ours_has_no_cost(infra):
-    assert cost(config(infra={**infra, "gpu_hour_price": 3.6}), {"generate": 10.0}) == {
-        "gpu_seconds": None,
-        "cost": None,
-    }
 
 
 def test_a_fault_of_the_proxy_is_told_with_the_way_out():
@@ -186,6 +191,53 @@ def test_preparing_is_done_again_when_the_models_file_or_the_settings_change(tmp
     assert prints("c", sampling={"temperature": 0.5}) != before
     model.write_bytes(b"another")
     assert prints("d") != before
+
+
+def write(path, text="x"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_preparing_is_done_again_when_what_the_environment_is_made_of_changes(tmp_path, monkeypatch):
+    home, own, venv = tmp_path / "home", tmp_path / "own", tmp_path / "venv"
+    installed = venv / "lib" / "python3.11" / "site-packages"
+    write(installed / "capitals-1.0.dist-info" / "RECORD")
+    write(own / "capitals.py")
+    write(own / "other" / "big.bin")
+    write(home / "benchmark_configs" / "templates" / "math.jinja", "{{ messages }}")
+    monkeypatch.setenv("MODAL_EVAL_HOME", str(home))
+
+    def prints(harness="verifiers"):
+        benchmark = BenchmarkConfig(
+            name="toy",
+            env_id="org/capitals@1.0",
+            chat_template="math",
+            env_args={"include_path": str(tmp_path / "tasks")},
+            eval={"module_paths": [str(own)], "environment": str(venv), "harness": harness},
+        )
+        folder = tmp_path / harness
+        run = Run.load(folder) if folder.is_dir() else Run.create(resolve("org/m", benchmark), folder)
+        return preparing.fingerprint(run.run_dir)
+
+    def changes_with(act, harness="verifiers"):
+        before = prints(harness)
+        assert prints(harness) == before
+        act()
+        return prints(harness) != before
+
+    assert changes_with(lambda: write(own / "capitals.py", "longer"))
+    assert changes_with(lambda: write(own / "helper.py"))
+    assert changes_with(lambda: write(own / "capitals" / "data.jsonl"))
+    assert changes_with(lambda: write(home / "benchmark_configs" / "templates" / "math.jinja", "{{ question }}"))
+    assert changes_with(lambda: write(installed / "capitals-1.1.dist-info" / "RECORD"))
+    assert changes_with(lambda: monkeypatch.setenv("MBPP_OVERRIDE_PATH", str(tmp_path / "mbpp.jsonl")))
+    assert changes_with(lambda: write(tmp_path / "mbpp.jsonl"))
+    for folder in (tmp_path / "tasks", home / "benchmark_configs" / "lm_eval_tasks" / "own"):
+        assert changes_with(lambda folder=folder: write(folder / "task.yaml"), "lm_eval")
+        assert not changes_with(lambda folder=folder: write(folder / "another.yaml"))
+    assert not changes_with(lambda: write(own / "capitals" / "__pycache__" / "capitals.pyc"))
+    assert not changes_with(lambda: write(own / "other" / "big.bin", "longer"))
+    assert not changes_with(lambda: write(home / "benchmark_configs" / "templates" / "base.jinja"))
 
 
 def test_a_new_run_without_its_endpoints_key_is_refused_and_a_resume_may_need_none(tmp_path, monkeypatch):

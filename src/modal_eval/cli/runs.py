@@ -12,7 +12,7 @@ from modal_eval.cli.options import Json
 from modal_eval.cli.output import data, print_json, shown, talk
 from modal_eval.errors import EXIT_DONE
 from modal_eval.reports.tables import score_text
-from modal_eval.results.run_folder import find_runs, run_facts
+from modal_eval.results.run_folder import find_runs, is_asked_for, run_facts
 
 
 def command(
@@ -24,7 +24,7 @@ def command(
 ) -> int:
     """List recent runs."""
     facts = (run_facts(run_dir) for run_dir in find_runs())
-    found = [f for f in facts if benchmark in (None, f["benchmark"]) and model in (None, f["model"])][:limit]
+    found = [one for one in facts if is_asked_for(one, model, benchmark)][:limit]
     if json:
         print_json(found)
     elif found:

@@ -12,7 +12,8 @@ from modal_eval import serving
 from modal_eval.cli.options import Json
 from modal_eval.cli.output import complain, print_json, talk
 from modal_eval.cli.status import benchmark_of, found_on_modal
-from modal_eval.errors import EXIT_DONE, EXIT_FAILED
+from modal_eval.config.load import kept_name, split_revision
+from modal_eval.errors import EXIT_DONE, EXIT_FAILED, ConfigError
 from modal_eval.serving import Cleaned, Server
 
 
@@ -34,6 +35,9 @@ def command(
     deployed is stopped once its deadline has passed, and no sooner.
     """
     done = Cleaned()
+    if model and split_revision(model)[1]:
+        raise ConfigError(f"a server is found by its model, whatever its revision: -m {split_revision(model)[0]}")
+    benchmark = benchmark and kept_name(benchmark)
     if model or benchmark or all:
         done = serving.stop_all(list(asked_for(serving.servers(found_on_modal()), model, benchmark)))
     if not (model or benchmark):

@@ -1,4 +1,4 @@
-"""Baselines on disk: what every example of a suite scored once, with the identity of the run that it did so in.
+"""Baselines on disk: what every example of a suite scored once, with the identity and the scorer of its run.
 
 `outputs/evals/baselines/NAME.json` holds everything that a comparison needs, so that the runs themselves may be removed.
 """
@@ -22,7 +22,10 @@ OF_THE_MODEL = ("model", "prepared.model")
 """What may differ between a run and its baseline: the model is the question."""
 
 Entry = dict[str, Any]
-"""One benchmark of a baseline: `identity`, `scores`, `avg_reward`, `run_id`."""
+"""One benchmark of a baseline: `identity`, `scorer`, `scores`, `avg_reward`, `run_id`."""
+
+NO_SCORER = ("k", "scored_at")
+"""What `metadata.json` says of a scorer and moves no score of an example."""
 
 
 def baseline_path(name: str) -> Path:
@@ -38,10 +41,13 @@ def measured(run_dir: Path) -> Entry:
     for (example, _), row in sorted(latest_rows(read_rows(run_dir / paths.RESULTS)).items()):
         if is_scored(row):
             scores[str(example)].append(float(row["reward"]))
+    metadata = read_json(run_dir / paths.METADATA)
+    scorer = metadata.get("scorer") or {}
     return {
         "identity": run.identity() or {},
+        "scorer": {key: value for key, value in scorer.items() if key not in NO_SCORER},
         "scores": dict(scores),
-        "avg_reward": read_json(run_dir / paths.METADATA).get("avg_reward"),
+        "avg_reward": metadata.get("avg_reward"),
         "run_id": run.run_id,
     }
 
@@ -69,10 +75,20 @@ def load_baseline(name: str) -> dict[str, Any]:
 
 
 def what_differs(before: Entry, after: Entry) -> list[str]:
-    """Everything but the model that changes a score and is not the same on both sides, as `key: before, now`."""
-    found = differences(before["identity"], after["identity"])
-    return [
-        f"{key}: {was!r} in the baseline, {is_!r} now"
-        for key, was, is_ in found
+    """Everything but the model that changes a score and is not the same on both sides, as `key: before, now`.
+
+    A scorer that one side does not name may have been any, so it counts as another one.
+    """
+    found = [
+        (key, was, is_)
+        for key, was, is_ in differences(before["identity"], after["identity"])
         if not any(key == one or key.startswith(f"{one}.") for one in OF_THE_MODEL)
     ]
+    unnamed = []
+    if not before.get("scorer"):
+        unnamed = ["scorer: the baseline does not say who scored it; make it anew with --save-baseline"]
+    elif not after.get("scorer"):
+        unnamed = ["scorer: the run does not say who scored it; `modal-eval score` scores it again, and says so"]
+    else:
+        found += differences(before["scorer"], after["scorer"], "scorer.")
+    return [*(f"{key}: {was!r} in the baseline, {is_!r} now" for key, was, is_ in found), *unnamed]

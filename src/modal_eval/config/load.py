@@ -17,6 +17,8 @@ from modal_eval.errors import ConfigError
 from modal_eval.paths import project_root
 
 Model = TypeVar("Model", bound=BaseModel)
+SUFFIXES = (".yaml", ".yml")
+"""What makes a benchmark or a suite a path and no name."""
 UNION_MEMBER = re.compile(r"constrained-\w+|literal\[.*\]")
 """How pydantic names, in the place of a fault, which member of a union it had tried."""
 
@@ -35,12 +37,17 @@ def load_benchmark(name: str) -> BenchmarkConfig:
     return checked(BenchmarkConfig, {"name": path.stem, **data}, where=str(path))
 
 
+def kept_name(benchmark: str) -> str:
+    """The name that runs of `-b benchmark` have: of a file, that of the file, which may be gone by now."""
+    return Path(benchmark).stem if benchmark.endswith(SUFFIXES) else benchmark
+
+
 def read_named(kind: str, name: str, files: dict[str, Path], *, option: str, page: str) -> tuple[Path, dict[str, Any]]:
     """The YAML file of a `kind` that is asked for by the name of a shipped one or by a path, and what it holds.
 
     Raises `ConfigError` with the nearest name; `option` and `page` say how to give one of one's own.
     """
-    if name.endswith((".yaml", ".yml")):
+    if name.endswith(SUFFIXES):
         path = Path(name)
         if not path.is_file():
             raise ConfigError(f"{kind} file {name} does not exist")

@@ -21,13 +21,15 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from modal_eval.config.addresses import Endpoints
 from modal_eval.config.forms import unfilled
 
 
 class Section(BaseModel):
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, protected_namespaces=()
-    )
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, protected_namespaces=(),
+        hide_input_in_errors=True,  # a refused value may be a secret, and tracebacks are kept in logs
+    )  # fmt: skip
 
     @model_validator(mode="before")
     @classmethod
@@ -57,7 +59,7 @@ class InfraConfig(Section):
     `auto` as `node` while GPUs come free in time, else as `modal`; `endpoint` uses one that already runs at `base_url`."""
     engine: Engine = "vllm"
     """Which server `local` and `node` start: `vllm`, or `llamacpp` for GGUF files."""
-    base_url: str | None = None
+    base_url: Endpoints | None = None
     """OpenAI-compatible base of the endpoint, such as `http://127.0.0.1:8000/v1`; replicas with commas between."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the endpoint's key. The key itself is written nowhere."""

@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from modal_eval import __version__, paths
 from modal_eval.config.identity import Identity, config_identity, differences, identity_sha256
-from modal_eval.config.load import checked
+from modal_eval.config.load import checked, kept_name, split_revision
 from modal_eval.config.models import RunConfig
 from modal_eval.errors import ConfigError, IdentityError, RunLockedError
 from modal_eval.results.files import read_json, write_json
@@ -217,6 +217,7 @@ def run_facts(run_dir: Path) -> dict[str, Any]:
         "run_id": run_dir.name,
         "benchmark": config.get("benchmark", {}).get("name"),
         "model": config.get("model_id"),
+        "revision": config.get("config", {}).get("vllm", {}).get("revision"),
         "status": status,
         "started_at": config.get("started_at"),
         "finished_rollouts": meta.get("completed_rollouts", 0),
@@ -227,13 +228,24 @@ def run_facts(run_dir: Path) -> dict[str, Any]:
     }
 
 
+def is_asked_for(facts: dict[str, Any], model: str | None, benchmark: str | None) -> bool:
+    """Whether `-m model -b benchmark`, as `modal-eval run` takes them, mean the run of these facts; `None` means any.
+
+    A model without a revision means all of its revisions.
+    """
+    name, revision = split_revision(model) if model else (None, None)
+    in_parts = name == facts["model"] and revision in (None, facts["revision"])
+    same_model = in_parts or model in (None, facts["model"])
+    return same_model and (benchmark is None or kept_name(benchmark) == facts["benchmark"])
+
+
 def latest_incomplete(model: str | None, benchmark: str | None) -> Path:
     """The newest run of `model` and `benchmark` that is neither complete nor being written now."""
     for run_dir in find_runs():
         facts = run_facts(run_dir)
         if facts["status"] in ("complete", "running"):
             continue
-        if model in (None, facts["model"]) and benchmark in (None, facts["benchmark"]):
+        if is_asked_for(facts, model, benchmark):
             return run_dir
     wanted = " and ".join(f"{flag} {value}" for flag, value in (("-m", model), ("-b", benchmark)) if value)
     raise ConfigError(

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from modal_eval.config.addresses import urls_of
 from modal_eval.config.load import nearest
 from modal_eval.config.models import RunConfig
 from modal_eval.errors import ConfigError, ServerError
@@ -25,11 +26,10 @@ def check_endpoint(config: RunConfig, model: PreparedModel, *, say: Callable[[st
 
     Raises `ServerError` or `ConfigError` in one line.
     """
-    urls = tuple(url.strip().rstrip("/") for url in (config.infra.base_url or "").split(",") if url.strip())
+    urls = tuple(url.rstrip("/") for url in urls_of(config.infra.base_url))
     key = endpoint_key(config.infra.api_key_env)
     deadline = time.monotonic() + config.infra.startup_timeout
     for url in urls:
-        _check_url(url)
         known = _models(url, key, deadline, say)
         if known and model.served_name not in known:
             raise ConfigError(
@@ -40,20 +40,6 @@ def check_endpoint(config: RunConfig, model: PreparedModel, *, say: Callable[[st
         urls, model.served_name, "endpoint", None, config.infra.api_key_env,
         server_facts(urls[0].removesuffix("/v1"), model.served_name, key),
     )  # fmt: skip
-
-
-def _check_url(url: str) -> None:
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise ConfigError(f"infra.base_url={url} is no URL ({error}); write http://HOST:PORT/v1") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ConfigError(f"infra.base_url={url} is no URL; write http://HOST:PORT/v1")
-    if parsed.userinfo:
-        raise ConfigError(
-            f"infra.base_url for {parsed.host} holds a user or a password; put the key into a variable and name it: "
-            "--infra.api_key_env=NAME"
-        )
 
 
 def endpoint_key(name: str | None) -> str | None:
@@ -93,7 +79,7 @@ def _first_answer(url: str, key: str | None, deadline: float, say: Callable[[str
             seen = f"answers {answer.status_code}"
         except httpx.ReadTimeout:
             seen = f"was silent for {TIMEOUT_S:g} s"
-        except (httpx.TransportError, httpx.TooManyRedirects) as error:
+        except (httpx.TransportError, httpx.TooManyRedirects, httpx.InvalidURL) as error:
             raise ServerError(
                 f"{url} does not answer ({type(error).__name__}: {error}); is the server running?"
             ) from error

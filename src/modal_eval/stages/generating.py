@@ -19,8 +19,8 @@ from modal_eval.records import Row
 from modal_eval.results.files import write_json
 from modal_eval.results.progress import Progress, timed
 from modal_eval.results.rows import Key, RowWriter, is_generated, latest_rows, read_rows, row_key
-from modal_eval.results.run_folder import Run
-from modal_eval.stages.preparing import harness_job, read_prepared
+from modal_eval.results.run_folder import Run, refuse_other_identity
+from modal_eval.stages.preparing import FACTS, harness_job, read_prepared
 from modal_eval.stages.serving import death_of, proxy_fault
 
 STATS_INTERVAL_S = 0.5
@@ -53,7 +53,7 @@ class Pass:
     progress: Progress
     write: Callable[[Row], None]
     on_start: Callable[[HarnessStart], None] | None = None
-    """Refuses what is about to run; left out, only data of another size is refused."""
+    """Refuses what is about to run; left out, all that is not as it was prepared."""
     stats: dict[str, Any] = field(default_factory=dict)
     read_at: float = 0.0
 
@@ -122,7 +122,7 @@ def run_pass(one: Pass, done: frozenset[Key], phase: Phase = "generate") -> None
             run_dir=one.run.run_dir,
             python=environment_for(one.run.config),
             on_row=one.on_row,
-            on_start=one.on_start or refuse_other_size(prepared["total_examples"]),
+            on_start=one.on_start or refuse_other_start(one.run.run_dir, prepared),
             should_stop=one.should_stop,
             on_results=one.on_results,
         )
@@ -143,6 +143,22 @@ def named_fault(one: Pass) -> ModalEvalError | None:
     if fault := proxy_fault(one.stats):
         return ServerError(fault)
     return None
+
+
+def refuse_other_start(run_dir: Path, prepared: dict[str, Any]) -> Callable[[HarnessStart], None]:
+    """Raise `IdentityError` that names what the harness says otherwise than when the run was prepared.
+
+    What `prepare` found may come from Prefect's cache, whose key cannot hold everything: packages of an environment that
+    the team installs, a data set without a pinned revision.
+    """
+    check_size = refuse_other_size(prepared["total_examples"])
+
+    def check(start: HarnessStart) -> None:
+        now = {name: dict(getattr(start, name)) for name in FACTS}
+        refuse_other_identity(run_dir, {name: prepared[name] for name in FACTS}, now)
+        check_size(start)
+
+    return check
 
 
 def refuse_other_size(expected: int) -> Callable[[HarnessStart], None]:

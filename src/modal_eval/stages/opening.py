@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 
 from modal_eval import paths, serving
-from modal_eval.config.identity import config_identity
+from modal_eval.config.identity import config_identity, differences
 from modal_eval.config.load import load_benchmark, resolve
 from modal_eval.config.models import BenchmarkConfig, RunConfig
 from modal_eval.config.request import RunRequest
-from modal_eval.errors import ConfigError
+from modal_eval.errors import ConfigError, IdentityError
+from modal_eval.results.rows import is_scored, read_rows
 from modal_eval.results.run_folder import Run, folder_called, fresh_run_dir, locked, refuse_other_identity
 
 
@@ -17,7 +20,7 @@ def plan_run(request: RunRequest) -> Run:
     """The run that `request` means: its configuration and its folder. Writes nothing.
 
     A folder that already holds a run is resumed: settings that do not change an answer may differ (concurrency, limits,
-    more examples), any other difference is refused by name.
+    more examples), any other difference is refused by name, and so is another scorer than that of the rows there.
     """
     run_dir = request.run_dir.expanduser() if request.run_dir else None
     if run_dir is None and request.run_id:
@@ -27,6 +30,8 @@ def plan_run(request: RunRequest) -> Run:
     run = Run((run_dir or fresh_run_dir(config)).absolute(), config)
     if existing and (before := existing.identity()):
         refuse_other_identity(existing.run_dir, before, config_identity(config))
+    if existing:
+        refuse_other_scorer(existing, config)
     if existing is None:
         serving.endpoint_key(config.infra.api_key_env)  # a run to finish may need no server, and so no key
     return run
@@ -41,6 +46,34 @@ def _config(request: RunRequest, existing: Run | None) -> RunConfig:
         return resolve(request.model or existing.config.model, load_benchmark(request.benchmark), request.overrides)
     held = existing.config.model_dump(exclude={"model"})
     return resolve(request.model or existing.config.model, BenchmarkConfig(**held), request.overrides)
+
+
+def refuse_other_scorer(existing: Run, config: RunConfig) -> None:
+    """Raise `IdentityError` that names each scoring argument with another value than the folder's scores were made with.
+
+    They are no part of the identity, because `modal-eval score` changes them for all rows at once. A resume leaves the rows
+    that have a score as they are, and one number would come from two scorers.
+    """
+    names = sorted({*existing.config.scoring_args, *config.scoring_args})
+    before, now = ({name: one.env_args.get(name) for name in names} for one in (existing.config, config))
+    changed = [name for name in names if before[name] != now[name]]
+    if not changed or not any(map(is_scored, read_rows(existing.run_dir / paths.RESULTS))):
+        return
+    found = [
+        f"{key}: {was!r} in the folder, {is_!r} now"
+        for name in changed
+        for key, was, is_ in differences(before[name], now[name], f"env_args.{name}.")
+    ]
+    options = [shlex.quote(f"--env.{name}={_typed(now[name])}") for name in changed]
+    raise IdentityError(
+        f"{existing.run_dir} has rows that another scorer scored ({'; '.join(found)}), and a run has one scorer. `modal-eval "
+        f"score {existing.run_dir} {' '.join(options)}` scores them all again, from the journal; or go back to the old settings"
+    )
+
+
+def _typed(value: object) -> str:
+    """A value as one types it behind `--env.KEY=`."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def open_run(request: RunRequest) -> Path:

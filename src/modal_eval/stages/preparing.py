@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import secrets
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from modal_eval import __version__, harnesses, paths, serving
 from modal_eval.checkpoints import resolve_model
-from modal_eval.config.identity import full_identity
+from modal_eval.config.identity import file_sha256, full_identity
 from modal_eval.config.models import RunConfig
 from modal_eval.harnesses.environment import environment_for
 from modal_eval.harnesses.job import SCORES_LATER, HarnessJob, Phase
@@ -22,6 +24,10 @@ from modal_eval.results.progress import timed
 from modal_eval.results.run_folder import Run
 
 ENVIRONMENTS = Path(harnesses.__file__).parent
+FACTS = ("harness", "environment", "data")
+"""What a harness says of itself when it starts: it has to be the same each time."""
+DATA_VARIABLES = ("HUMANEVAL_OVERRIDE_PATH", "MBPP_OVERRIDE_PATH")
+"""Variables by which EvalPlus reads its data from a file."""
 
 
 def prepare(run_dir: Path) -> dict[str, Any]:
@@ -38,7 +44,7 @@ def prepare(run_dir: Path) -> dict[str, Any]:
         start = describe(
             harness_job(run.config, base_url="http://127.0.0.1:9/v1", model=model.served_name), run_dir, python
         )
-        facts = {"harness": start.harness, "environment": start.environment, "data": start.data}
+        facts = {name: getattr(start, name) for name in FACTS}
         # `sha256` covers the prompts too; scoring again needs them by themselves
         data = {key: value for key, value in start.data.items() if key != "prompts_sha256"}
         run.claim_identity(full_identity(run.config, model, {**facts, "data": data}))
@@ -56,20 +62,53 @@ def prepare(run_dir: Path) -> dict[str, Any]:
 
 
 def fingerprint(run_dir: Path) -> str:
-    """Short hash of everything that `prepare` looks at, by name, size and time: equal means it would find the same.
+    """Short hash of what `prepare` looks at, files by name, size and time: equal means it would find the same.
 
-    For a model on S3 never equal: it may be another by now, or no longer in the cache.
+    Only what is looked at in no time. What is left out, such as the modules of packages and data without a pinned revision,
+    is compared when the harness starts. For a model on S3 never equal: it may be another by now, or no longer in the cache.
     """
     run = Run.load(run_dir)
-    if run.config.model.startswith("s3://"):
+    config, root = run.config, paths.project_root()
+    if config.model.startswith("s3://"):
         return secrets.token_hex(8)
-    root = paths.project_root()
     looked_at = [*sorted((root / "requirements").glob("*.txt")), *sorted(ENVIRONMENTS.rglob("*.py"))]
-    model = Path(run.config.model)
-    if model.exists():
-        looked_at += sorted(model.rglob("*")) if model.is_dir() else [model]
+    looked_at += [*files_below(Path(config.model)), *environment_files(config)]
+    template = root / "benchmark_configs" / "templates" / f"{config.chat_template}.jinja"
+    settings = [
+        config.eval.module_paths,
+        config.eval.environment,
+        {name: os.environ.get(name) for name in DATA_VARIABLES},
+        file_sha256(template) if template.is_file() else None,
+    ]
     seen = [(str(path), stat.st_size, stat.st_mtime_ns) for path in looked_at if (stat := path.stat())]
-    return hashlib.sha256(json.dumps([__version__, run.fingerprint(), seen]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([__version__, run.fingerprint(), settings, seen]).encode()).hexdigest()[:16]
+
+
+def environment_files(config: RunConfig) -> Iterator[Path]:
+    """Where the environment's code and data stand, as far as a look into few folders tells."""
+    module = config.env_id.split("/")[-1].split("@")[0].replace("-", "_")
+    for folder in map(Path, config.eval.module_paths):
+        yield from filter(Path.is_file, sorted(folder.glob("*.py")))
+        yield from files_below(folder / module)
+    if config.eval.environment:
+        place = Path(config.eval.environment).expanduser()
+        packages = (place.parent.parent if place.is_file() else place).glob("lib/python3*/site-packages/*.dist-info")
+        yield from sorted(packages)
+    if config.eval.harness == "lm_eval":
+        given = config.env_args.get("include_path") or []
+        folders = [given] if isinstance(given, str) else given
+        for folder in (paths.project_root() / "benchmark_configs" / "lm_eval_tasks", *map(Path, folders)):
+            yield from files_below(folder)
+    for name in DATA_VARIABLES:
+        if named := os.environ.get(name):
+            yield from files_below(Path(named))
+
+
+def files_below(place: Path) -> list[Path]:
+    """The file `place`, or the files of that folder, but for what Python writes there when it imports them."""
+    if place.is_file():
+        return [place]
+    return sorted(path for path in place.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
 
 
 def model_is_here(run_dir: Path) -> bool:
