@@ -5,20 +5,26 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from modal_eval import serving
+from modal_eval import gpus, serving
 from modal_eval.checkpoints import resolve_model
 from modal_eval.config.load import load_benchmark, resolve
 from modal_eval.config.models import Overrides
 from modal_eval.errors import GpuError, ServerError
 from modal_eval.processes import is_alive
+from modal_eval.results.run_folder import Run
+from modal_eval.stages.serving import deploy, teardown
+from tests.support.cli import finished
 from tests.support.processes import until
 
 MODEL = "SmolLM2-135M-Instruct"
+WAIT_S = 5.0
+LEASES_COUNT_IN_S = 1.0
 
 
 @pytest.fixture
@@ -131,6 +137,41 @@ def test_a_gpu_stays_leased_no_longer_than_its_server_when_everything_of_ours_is
     until(lambda: machine.leased() == [])
     cli("stop", "--all")
     assert list((cli.folder / "state" / "leases").glob("*.json")) == []
+
+
+def test_a_run_pays_for_the_gpu_that_it_got_and_not_for_waiting_or_for_those_it_asked_for(cli, machine, monkeypatch):
+    machine.set("count", "1")
+    machine.enter(monkeypatch)
+    cli.env = machine.env(cli.env)
+    with gpus.take(run="another run", folder=machine.leases):
+        process = cli.start(
+            "run", "-m", MODEL, "-b", "demo", "--run-dir", str(cli.run_dir), "--infra.target=node",
+            "--infra.gpu_hour_price=3600", "--vllm.data_parallel_size=4", "--eval.num_examples=2", "--sampling.max_tokens=8",
+        )  # fmt: skip
+        cli.wait_for(lambda: machine.waiting() > 0, process)
+        began = time.monotonic()
+        cli.wait_for(lambda: time.monotonic() - began > WAIT_S, process)
+        waited = time.monotonic() - began
+    finished(process, 0)
+    summary = cli.metadata()
+    seconds = summary["stage_seconds"]
+    assert seconds["deploy"] > waited
+    assert 0 < summary["gpu_seconds"] < seconds["deploy"] + seconds["generate"] - waited + LEASES_COUNT_IN_S + 1
+    assert summary["cost"] == pytest.approx(summary["gpu_seconds"], abs=0.1)
+    (held,) = json.loads((cli.run_dir / "run_config.json").read_text())["held"]
+    assert held["gpus"] == 1
+
+
+def test_a_server_that_does_not_come_up_is_paid_for_too(here, tmp_path):
+    run = Run.create(config(extra_args={"slots": "many"}), tmp_path / "run")
+    facts = {"model": json.loads(resolve_model(run.config).to_json()), "total_examples": 1}
+    (run.run_dir / "prepared.json").write_text(json.dumps(facts))
+    with pytest.raises(ServerError):
+        deploy(run.run_dir)
+    teardown(run.run_dir)
+    (held,) = json.loads((run.run_dir / "run_config.json").read_text())["held"]
+    assert (held["gpus"], held["generated_s"]) == (1, 0.0)
+    assert held["starting_s"] > 0
 
 
 def test_without_a_gpu_vllm_is_told_so_in_one_line_and_nothing_is_left(cli, machine):

@@ -54,6 +54,38 @@ def test_a_suite_ends_its_table_without_the_benchmark_that_fails_and_finishes_it
     assert "| gsm8k |" in (cli.folder / "suite" / "table.md").read_text()
 
 
+def test_a_checkpoint_whose_process_fails_shows_its_last_words_and_no_other_checkpoints_scores(cli):
+    suite = suite_file(cli, ["demo"])
+    jobs = {"exp": "stub", "sound": "stub"}
+
+    def batch(upstream, expect):
+        rows = [{"checkpoint_path": path, "output_name": name} for name, path in jobs.items()]
+        (cli.folder / "jobs.json").write_text(json.dumps(rows))
+        ended = cli(
+            "batch", str(cli.folder / "jobs.json"), "-s", suite, "--batch-dir", str(cli.folder / "batch"),
+            f"--infra.base_url={upstream.base_url}", "--eval.num_examples=2", expect=expect,
+        )  # fmt: skip
+        with (cli.folder / "batch" / "table.csv").open() as file:
+            return ended, {row["checkpoint"]: row for row in csv.DictReader(file)}
+
+    with upstream() as server:
+        _, rows = batch(server, 0)
+        assert {name: row["status"] for name, row in rows.items()} == {"exp": "complete", "sound": "complete"}
+        jobs["exp"] = "another"
+        jobs["blocked"] = "stub"
+        (cli.folder / "outputs" / "suites" / "mine--blocked").write_text("no folder")
+        ended, rows = batch(server, 1)
+    log = cli.folder / "batch" / "jobs" / "exp.log"
+    assert (rows["exp"]["status"], rows["exp"]["avg_reward"]) == ("failed", "")
+    assert rows["exp"]["error"].startswith(f"exit 2, see {log}: ")
+    assert "holds the suite mine of stub, not mine of another" in rows["exp"]["error"]
+    assert f"modal-eval: exp: exit 2, see {log}: " in ended.stderr
+    assert rows["blocked"]["status"] == "failed"
+    assert "blocked.log: " in rows["blocked"]["error"]
+    assert (rows["sound"]["status"], rows["sound"]["num_scored"]) == ("complete", "2")
+    assert "* **exp**: exit 2" in (cli.folder / "batch" / "table.md").read_text()
+
+
 def test_a_batch_serves_all_its_checkpoints_benchmarks_from_one_server_and_leaves_none(cli):
     """The run that starts the shared server ends before the others, and may not take it along."""
     for name, examples in (("one", 1), ("two", 4)):

@@ -11,12 +11,12 @@ from typing import Any
 import httpx
 import pytest
 
-from modal_eval.cli.node import ready
+from modal_eval.cli.node import name_for, ready
 from modal_eval.errors import NodeError
-from modal_eval.nodes import Host, Service, inspect, install_checkout
+from modal_eval.nodes import Host, Service, inspect, install_checkout, ssh
 from modal_eval.nodes.service import environment_text
 from modal_eval.processes import start_ticks
-from tests.support.cli import Cli
+from tests.support.cli import Cli, finished
 from tests.support.pools import Pool, deploy_busy, is_there
 from tests.support.processes import MARK_VARIABLE, Mark, is_running, until
 from tests.support.sshd import SshServer, make_key, ssh_server
@@ -90,6 +90,55 @@ def of_node_a(cli: Cli) -> dict[str, Any] | None:
     """Its row of `node list`; other tests have nodes of their own on the same Prefect server."""
     rows = json.loads(cli("node", "list", "--json").stdout)
     return next((row for row in rows if row["node"] == "node-a"), None)
+
+
+@pytest.mark.parametrize(
+    ("host", "name"), [("gpu-node-1", "gpu-node-1"), ("GPU.Node_1", "gpu-node-1"), ("10.0.0.7", "10-0-0-7")]
+)
+def test_a_node_is_called_as_its_host_in_letters_that_prefect_takes(host: str, name: str):
+    assert name_for(host, None) == name
+
+
+def test_a_name_that_prefect_would_not_take_is_refused_before_anything_is_looked_at(cli: Cli):
+    for host, given in (("node-a", ["--name=gpu_node_1"]), ("node-a", ["--name=Gpu"]), ("_", [])):
+        said = cli("node", "add", host, *given, expect=2).stderr
+        assert "give --name of small letters, digits and '-'" in said
+        assert len(said.strip().splitlines()) == 1
+
+
+def test_a_new_node_whose_worker_does_not_come_up_leaves_no_service(
+    cli: Cli, there: list[str], node: SshServer, mark: Mark
+):
+    services = node.home / ".local/state/modal-eval/services"
+    adding = cli.start("node", "add", "node-a", *there, "--name=node-b", "--api-url=http://127.0.0.1:9/api")
+    cli.wait_for(lambda: (services / "node-b" / "log").exists(), adding)
+    adding.send_signal(signal.SIGINT)
+    finished(adding, 130)
+    assert list(services.iterdir()) == []
+    assert mark.wait_until_gone() == {}
+    assert "there is no node called node-b" in cli("node", "remove", "node-b", expect=2).stderr
+
+
+def test_a_drained_node_without_systemd_stays_away_after_a_reboot_until_it_is_added_again(
+    node: SshServer, mark: Mark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    table, program, others = tmp_path / "table", tmp_path / "programs" / "crontab", "0 3 * * * a backup\n"
+    table.write_text(others)
+    program.parent.mkdir()
+    program.write_text(
+        f'#!/bin/sh\n[ "$1" != -l ] || exec cat "{table}"\ncat > "{table}.new"\nmv "{table}.new" "{table}"\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(ssh, "PATH", f"{program.parent}:{ssh.PATH}")
+    service = Service.of(Host("node-a"), "node-a", str(ROOT), sys.executable, (), systemd=False)
+    nobody = {MARK_VARIABLE: mark.value, "PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    for end in (lambda: service.signal("drain"), service.remove):
+        assert service.start(nobody) == []
+        assert table.read_text() == f"{others}@reboot /bin/sh {service.folder}/start\n"
+        until(lambda: any("supervisor.py" not in line for line in mark.processes().values()))
+        end()
+        assert table.read_text() == others
+        assert mark.wait_until_gone() == {}
 
 
 def test_what_a_node_lacks_is_said_in_one_line(node: SshServer, tmp_path: Path):

@@ -18,7 +18,7 @@ from modal_eval.config.models import BenchmarkConfig, Overrides, RunConfig
 from modal_eval.errors import ConfigError
 from modal_eval.processes import OwnedProcess, start_ticks
 from modal_eval.records import Lease
-from modal_eval.serving import keeping, sharing
+from modal_eval.serving import HeldGpus, keeping, sharing
 from modal_eval.serving.cleaning import stop_dead
 from modal_eval.serving.leases import take_lease, write_lease
 from modal_eval.serving.prices import PER_SECOND, VARIABLE, Price, corrections, estimate, per_second, price_of
@@ -114,6 +114,20 @@ def test_a_server_without_a_price_tells_its_gpu_hours_and_one_without_gpus_nothi
     lease("a", Price(4), hours=1.5)
     lease("b", Price(0), hours=1.0)
     assert [describe(server)["cost_so_far"] for server in serving.servers()] == ["6.00 GPU-hours", ""]
+
+
+def test_a_run_holds_its_servers_gpus_from_when_it_got_them_whether_it_waited_or_came_to_share(tmp_path):
+    waited, came_later = tmp_path / "waited", tmp_path / "came-later"
+    share = {"app": "vllm-m-1", "kind": "keeper"}
+    lease("a", Price(), hours=3, run_dir=str(waited), **share)
+    assert serving.held_gpus(waited) is None, "its keeper has no GPU yet"
+    first = lease("b", Price(1), hours=2, app="vllm-m-1")
+    lease("b-1", Price(1), hours=1.9, app="vllm-m-1")
+    late = lease("c", Price(), hours=1, run_dir=str(came_later), **share)
+    lease("d", Price(), hours=0.5, run_dir=str(tmp_path), **share, kept=True)
+    assert serving.held_gpus(waited) == HeldGpus(2, first.created_at)
+    assert serving.held_gpus(came_later) == HeldGpus(2, late.created_at)
+    assert serving.held_gpus(tmp_path) is None, "it gave them back and keeps them for others"
 
 
 def test_why_nobody_has_a_right_to_a_server_is_said():

@@ -11,10 +11,10 @@ from rich.markdown import Markdown
 
 from modal_eval.cli.evaluating import configured_prefect, interrupts_once, prefect_api, require_prefect
 from modal_eval.cli.options import Json, Settings, typed
-from modal_eval.cli.output import data, print_json, shown, talk
+from modal_eval.cli.output import complain, data, print_json, shown, talk
 from modal_eval.cli.suite import AtOnceOption, SuiteOption, WhereOption, exit_code
 from modal_eval.config.jobs import load_jobs
-from modal_eval.errors import EXIT_DONE
+from modal_eval.errors import EXIT_DONE, EXIT_FAILED
 from modal_eval.stages.batches import Batch, batch_folder, cell
 
 
@@ -65,10 +65,12 @@ def command(
         for job in stack.enter_context(closing(work)):
             ended = ", ".join(f"{row['benchmark']} {cell(row)}" for row in batch.rows(job))
             talk.print(f"{job.output_name}: {ended}", soft_wrap=True)
+            if fault := batch.faults.get(job.slug):
+                complain(f"{job.output_name}: {fault}")
     rows = {job.output_name: batch.rows(job) for job in batch.jobs}
     if json:
         print_json({"batch_dir": str(batch.batch_dir), "suite": suite, "outcomes": rows})
     else:
         data.print(Markdown(batch.markdown()))
         data.print(f"Files: {shown(batch.batch_dir)}", soft_wrap=True)
-    return exit_code([row for found in rows.values() for row in found])
+    return EXIT_FAILED if batch.faults else exit_code([row for found in rows.values() for row in found])

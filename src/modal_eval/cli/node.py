@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
+import httpx
 from cyclopts import App, Parameter
 from rich.table import Table
 
@@ -23,6 +26,8 @@ from modal_eval.nodes.service import install_environment
 ONLINE_WITHIN_S = 240.0
 """A worker's first start on a busy machine compiles Prefect."""
 POLL_S = 0.5
+NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+"""What Prefect takes as the name of a block, by which the node is known afterwards."""
 GB = 10**9
 
 Name = Annotated[str, Parameter(help="Name of the node, as `modal-eval node list` shows it.")]
@@ -63,8 +68,8 @@ def add(
     ] = None,
 ) -> int:
     """Start a worker on a machine as a service that comes back after a reboot, or start it anew with other settings."""
+    name = name_for(host, name)
     here = require_prefect("a node")
-    name = name or re.sub(r"[^a-z0-9-]+", "-", host.lower()).strip("-")
     home = absolute("--home", home or str(paths.project_root()))
     python = absolute("--python", python or f"{home}/.venv/bin/python")
     variables = {
@@ -77,19 +82,44 @@ def add(
     facts = ready(there, home, python, min_free, install=install)
     arguments = ["--pool", pool, "--name", name, "--limit", str(limit), *(f"--queue={one}" for one in queue or [])]
     service = Service.of(there, name, home, python, tuple(arguments), systemd=facts.has_systemd)
-    began = datetime.now(UTC)
-    notes = service.start(variables)
-    wait_until_online(pool, name, began, service)
-    from_checkout("blocks").register_all()
-    from_checkout("blocks").Node(
-        host=host, user=user, port=port, home=home, python=python, work_pool=pool, work_queues=queue or [], limit=limit,
-        systemd=facts.has_systemd, revision=facts.revision or None, gpus=list(facts.gpus),
-    ).save(name, overwrite=True)  # fmt: skip
+    with gone_if_not_added(name, service):
+        began = datetime.now(UTC)
+        notes = service.start(variables)
+        wait_until_online(pool, name, began, service)
+        from_checkout("blocks").register_all()
+        from_checkout("blocks").Node(
+            host=host, user=user, port=port, home=home, python=python, work_pool=pool, work_queues=queue or [], limit=limit,
+            systemd=facts.has_systemd, revision=facts.revision or None, gpus=list(facts.gpus),
+        ).save(name, overwrite=True)  # fmt: skip
     kind = "a systemd user unit" if facts.has_systemd else "a supervised process"
     data.print(f"{name}: modal-eval {facts.version}, {gpus_text(facts.gpus)}, {pool}, {kind}", soft_wrap=True)
     for note in notes:
         complain(f"{name}: {note}")
     return EXIT_DONE
+
+
+def name_for(host: str, given: str | None) -> str:
+    """The name that was given, else one made of its host. Raises `ConfigError` for one that Prefect would not take."""
+    name = re.sub(r"[^a-z0-9-]+", "-", host.lower()).strip("-") if given is None else given
+    if not NAME.fullmatch(name):
+        what = f"'{name}' is no name for a node" if given is not None else f"no name for a node can be made of '{host}'"
+        raise ConfigError(f"{what}; give --name of small letters, digits and '-', such as gpu-node-1")
+    return name
+
+
+@contextmanager
+def gone_if_not_added(name: str, service: Service) -> Iterator[None]:
+    """Remove the service of a new node when the block does not get to its end: no command would know of it any more."""
+    is_new = name not in nodes()
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            try:
+                service.remove()
+            except NodeError as error:
+                complain(f"the service of {name} may still be there: {error}")
+        raise
 
 
 def ready(there: Host, home: str, python: str, min_free: float, *, install: bool) -> Facts:
@@ -196,14 +226,16 @@ def gpus_text(gpus: list[str] | tuple[str, ...]) -> str:
 def nodes() -> dict[str, Any]:
     """Every node that was added, by name."""
     from prefect.client.orchestration import get_client
-    from prefect.exceptions import ObjectNotFound
+    from prefect.exceptions import PrefectHTTPStatusError
 
     block = from_checkout("blocks").Node
     with get_client(sync_client=True) as client:
         try:
             found = client.read_block_documents_by_type(block.get_block_type_slug())
-        except ObjectNotFound:  # no node was ever added, so nobody has registered the type
-            return {}
+        except PrefectHTTPStatusError as error:
+            if error.response.status_code != httpx.codes.NOT_FOUND:
+                raise
+            return {}  # no node was ever added, so nobody has registered the type
     return {document.name: block.load(document.name) for document in found if document.name}
 
 

@@ -57,6 +57,14 @@ cat > "$1.new"
 mv "$1.new" "$1"
 """
 HOME_FOLDER = 'echo "$HOME"'
+STAY_AWAY = r"""
+stay_away() {
+  if crontab -l 2> /dev/null | grep -qF "$1/start"; then
+    { crontab -l | grep -vF "$1/start" || true; } | crontab -
+  fi
+}
+"""
+"""What the two scripts below that end a supervisor have in common: a reboot does not start it either."""
 SYSTEMD_START = r"""
 set -e
 export XDG_RUNTIME_DIR="/run/user/$(id -u)"
@@ -87,6 +95,7 @@ fi
 """
 SUPERVISED_SIGNAL = r"""
 folder=$1
+[ "$2" != drain ] || stay_away "$folder" || exit 1
 [ -f "$folder/pid" ] || exit 0
 read -r pid ticks < "$folder/pid"
 alive() {
@@ -99,9 +108,7 @@ case $2 in
 esac
 """
 FORGET = r"""
-if crontab -l 2> /dev/null | grep -qF "$1/start"; then
-  { crontab -l | grep -vF "$1/start" || true; } | crontab -
-fi
+stay_away "$1"
 rm -rf "$1"
 rm -f "$2"
 exit 0
@@ -222,12 +229,12 @@ class Service:
         if self.systemd:
             self.host.run(SYSTEMD_SIGNAL, [self.unit, what], timeout_s=STOP_S)
         else:
-            self.host.run(SUPERVISED_SIGNAL, [self.folder, what], timeout_s=STOP_S)
+            self.host.run(STAY_AWAY + SUPERVISED_SIGNAL, [self.folder, what], timeout_s=STOP_S)
 
     def remove(self) -> None:
         """Stop it and remove its files; the checkout stays."""
         self.signal("stop")
-        self.host.run(FORGET, [self.folder, f"{self.user_home}/.config/systemd/user/{self.unit}"])
+        self.host.run(STAY_AWAY + FORGET, [self.folder, f"{self.user_home}/.config/systemd/user/{self.unit}"])
 
     def last_words(self) -> str:
         """The end of its log, for a worker that did not come up."""

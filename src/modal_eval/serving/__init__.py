@@ -9,16 +9,18 @@ from modal_eval.serving.modal_keys import key_path
 from modal_eval.serving.modal_servers import Orphan, orphans, stop_orphan
 from modal_eval.serving.placing import overflow_after, placed
 from modal_eval.serving.server import deploy, server_exit, start_server, stop_server
-from modal_eval.serving.servers import Server, servers
+from modal_eval.serving.servers import HeldGpus, Server, held_gpus, servers
 
 __all__ = [
     "Cleaned",
     "Deed",
+    "HeldGpus",
     "Orphan",
     "Server",
     "clean",
     "deploy",
     "endpoint_key",
+    "held_gpus",
     "holder_alive",
     "is_live",
     "key_path",

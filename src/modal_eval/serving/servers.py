@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from modal_eval.records import Lease
 from modal_eval.serving.leases import family_of, is_live, leases
@@ -130,6 +132,32 @@ class Server:
     @property
     def gpu_hours(self) -> float:
         return self.price.gpus * self.age_s / 3600
+
+
+@dataclass(frozen=True, slots=True)
+class HeldGpus:
+    """GPUs that a run holds, all of its server's."""
+
+    gpus: int
+    since: str
+    """When it got them; ISO 8601, UTC."""
+
+
+def held_gpus(run_dir: Path) -> HeldGpus | None:
+    """The GPUs that this process holds for the run in `run_dir`, as far as leases say; `None` where they say nothing.
+
+    A keeper has them since before the run came to share its server, or gets them after it was asked for one.
+    """
+    for server in servers():
+        mine = [
+            one
+            for one in server.leases
+            if (one.run_dir, one.holder_pid, one.kept) == (str(run_dir), os.getpid(), False)
+        ]
+        if mine and server.price.gpus:
+            taken = [one.created_at for one in server.processes or mine]
+            return HeldGpus(server.price.gpus, max(min(one.created_at for one in mine), min(taken)))
+    return None
 
 
 def servers(orphans: Sequence[Orphan] = ()) -> list[Server]:

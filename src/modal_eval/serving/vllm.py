@@ -86,13 +86,16 @@ def flag(name: str, value: Any) -> list[str]:
 
 
 def variables(python: Path, config: RunConfig, number: int) -> dict[str, str]:
-    """The server's environment: nothing is sent home or fetched, and replica `number` sees its own GPUs only."""
+    """The server's environment: nothing is sent home or fetched, and replica `number` sees its own GPUs only.
+
+    On a node the lease says which those are; what `CUDA_VISIBLE_DEVICES` names there may be fewer than are asked for.
+    """
     found = {name: value for name, value in os.environ.items() if name not in WITHHELD}
     found |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     found["PATH"] = os.pathsep.join([str(python.parent), found.get("PATH", os.defpath)])  # kernels are built with ninja
     if not config.vllm.trust_remote_code:  # such code may stand in a repository of its own
         found |= {"HF_HUB_OFFLINE": "1"}
-    if config.vllm.replicas > 1:
+    if config.vllm.replicas > 1 and config.infra.target != "node":
         found["CUDA_VISIBLE_DEVICES"] = ",".join(devices(config, number, os.environ.get("CUDA_VISIBLE_DEVICES")))
     return found
 

@@ -36,6 +36,12 @@ def run_child(words: list[str], log: Path, env: dict[str, str], stopping: thread
     return code
 
 
+def last_words(log: Path, begins_at: int = 0) -> str:
+    """What a child complained of last in its `log`, of which the first `begins_at` bytes are of an earlier one's."""
+    said = log.read_bytes()[begins_at:].decode(errors="replace").rpartition("modal-eval: ")[2].strip()
+    return said or "it said nothing"
+
+
 def end(process: subprocess.Popen[bytes]) -> None:
     """Let it end in order, then kill it with its group."""
     if process.stdin:

@@ -23,6 +23,7 @@ def report(run_dir: Path) -> dict[str, Any]:
     rows = known_rows(run_dir)
     usage = [row.get("usage") or {} for row in rows.values()]
     seconds = meta.get("stage_seconds") or {}
+    described = read_json(run_dir / paths.RUN_CONFIG)
     summary = summarize(
         run.config,
         [rows[key] for key in sorted(rows)],
@@ -34,18 +35,18 @@ def report(run_dir: Path) -> dict[str, Any]:
                 "completion": sum(one.get("completion_tokens") or 0 for one in usage),
             },
             "stage_seconds": seconds,
-            **cost(run.config, seconds),
+            **cost(run.config, described.get("held") or [], seconds.get("generate", 0.0)),
             "calls": meta.get("calls") or {},
             "harness": prepared["harness"],
             "environment": prepared["environment"],
             "data": prepared["data"],
-            "server": read_json(run_dir / paths.RUN_CONFIG).get("server"),
+            "server": described.get("server"),
             "scorer": scorer(run.config, prepared),
             "model_revision": model.revision or model.digest,
             "model_step": model.step,
             "model_stage": model.stage,
             "chat_template": {"source": model.chat_template_source, "sha256": model.chat_template_sha256},
-            "identity_sha256": read_json(run_dir / paths.RUN_CONFIG).get("identity_sha256"),
+            "identity_sha256": described.get("identity_sha256"),
             "run_id": run.run_id,
             "benchmark": run.config.name,
             "finished_at": now(),
@@ -74,14 +75,17 @@ def scorer(config: RunConfig, prepared: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def cost(config: RunConfig, stage_seconds: dict[str, float]) -> dict[str, float | None]:
+def cost(config: RunConfig, held: list[dict[str, Any]], generated_s: float) -> dict[str, float | None]:
     """GPU-seconds that the run held, and their price; `None` where no GPU of ours was held or no price is known.
 
-    GPUs are held from the start of the deployment to the end of generating, over all attempts.
+    `held` names the GPUs of one server after the other. Each is paid for from its lease until it answered, and for what was
+    generated before the next one came, or at all, which is `generated_s`.
     """
-    if config.infra.target == "endpoint" or config.infra.engine != "vllm":
+    if not any(one["gpus"] for one in held):
         return {"gpu_seconds": None, "cost": None}
-    gpus = config.vllm.tensor_parallel_size * config.vllm.replicas
-    held = gpus * (stage_seconds.get("deploy", 0.0) + stage_seconds.get("generate", 0.0))
+    ends = [*(one["generated_s"] for one in held[1:]), generated_s]
+    seconds = sum(
+        one["gpus"] * (one["starting_s"] + end - one["generated_s"]) for one, end in zip(held, ends, strict=True)
+    )
     price = config.infra.gpu_hour_price
-    return {"gpu_seconds": round(held, 1), "cost": None if price is None else round(held / 3600 * price, 4)}
+    return {"gpu_seconds": round(seconds, 1), "cost": None if price is None else round(seconds / 3600 * price, 4)}

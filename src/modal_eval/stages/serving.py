@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from modal_eval import checkpoints, paths, serving
 from modal_eval.errors import ModalEvalError
 from modal_eval.proxy import Proxy, ProxySettings
 from modal_eval.records import ServerHandle
-from modal_eval.results.progress import note_stage, timed
-from modal_eval.results.run_folder import Run
+from modal_eval.results.files import read_json
+from modal_eval.results.progress import note_stage, stage_seconds, timed
+from modal_eval.results.run_folder import Run, now
 from modal_eval.stages.preparing import read_prepared
 
 logger = logging.getLogger(__name__)
@@ -40,21 +42,35 @@ def deploy(run_dir: Path, say: Callable[[str], None] = logger.info) -> ServerHan
     run = Run.load(run_dir)
     model, _ = read_prepared(run_dir)
     holding = _holdings.setdefault(run_dir, Holding())
+    held: serving.HeldGpus | None = None
 
     def tell(text: str) -> None:
+        nonlocal held
         say(text)
         note_stage(run_dir, "deploy", note=text)  # who watches the run sees what it waits for
+        held = serving.held_gpus(run_dir) or held  # a server that does not come up takes its leases along
 
-    with timed(run_dir, "deploy"):
-        holding.checkpoint = holding.checkpoint or checkpoints.use(model)
-        holding.server = serving.start_server(run.config, model, run_dir, say=tell)
-        refuse_changed_server(run, holding.server)
+    try:
+        with timed(run_dir, "deploy"):
+            holding.checkpoint = holding.checkpoint or checkpoints.use(model)
+            holding.server = serving.start_server(run.config, model, run_dir, say=tell)
+            refuse_changed_server(run, holding.server)
+    finally:
+        note_held(run, serving.held_gpus(run_dir) or held or serving.HeldGpus(0, now()))
     run.update(
         app_name=holding.server.app,
         modal_url=holding.server.base_urls[0],
         server={"engine": holding.server.engine, **holding.server.facts},
     )
     return holding.server
+
+
+def note_held(run: Run, held: serving.HeldGpus) -> None:
+    """Add a server's GPUs to those that the run held, whether it came up or not; none at all ends what the last one counts."""
+    starting_s = (datetime.now(UTC) - datetime.fromisoformat(held.since)).total_seconds()
+    generated_s = stage_seconds(run.run_dir / paths.CHECKPOINT_META).get("generate", 0.0)
+    before = read_json(run.run_dir / paths.RUN_CONFIG).get("held") or []
+    run.update(held=[*before, {**asdict(held), "starting_s": round(starting_s, 3), "generated_s": generated_s}])
 
 
 def refuse_changed_server(run: Run, server: ServerHandle) -> None:
@@ -109,8 +125,11 @@ def proxy_fault(stats: dict[str, Any]) -> str | None:
 
 
 def teardown(run_dir: Path) -> None:
-    """Stop the run's proxy and server, whatever state they are in. May be called twice."""
-    holding = _holdings.pop(run_dir, None)
+    """Stop the run's proxy and server, whatever state they are in.
+
+    May be called twice: what could not be given back is still held then, and is tried again.
+    """
+    holding = _holdings.get(run_dir)
     if holding is None:
         return
     try:
@@ -120,9 +139,11 @@ def teardown(run_dir: Path) -> None:
         try:
             if holding.server:
                 serving.stop_server(holding.server)
+                holding.server = None
         finally:
             if holding.checkpoint:
                 holding.checkpoint.close()
+    del _holdings[run_dir]
 
 
 def teardown_all() -> None:

@@ -24,7 +24,7 @@ from modal_eval.errors import EXIT_DONE, EXIT_INCOMPLETE, ConfigError, IdentityE
 from modal_eval.reports.suite_table import csv_table, markdown_table
 from modal_eval.results.files import read_json, write_json, write_whole
 from modal_eval.results.run_folder import folder_called, model_slug, now
-from modal_eval.stages.children import run_child
+from modal_eval.stages.children import last_words, run_child
 
 KEEP_S = 180
 """For so long a server that other benchmarks of the suite need waits for the next of them."""
@@ -62,6 +62,10 @@ class Suite:
     model: str
     stage: str
     entries: tuple[Entry, ...]
+    queue: str | None = None
+    """Queue of its runs in their pools; `None` for that of each deployment."""
+    modal_account: str | None = None
+    """Name of the block that its runs act for on Modal."""
 
     @classmethod
     def open(cls, request: SuiteRequest) -> Self:
@@ -91,7 +95,7 @@ class Suite:
             )
             for entry in config.benchmarks
         )
-        suite = cls(folder, config.name, request.model, config.stage, entries)
+        suite = cls(folder, config.name, request.model, config.stage, entries, request.queue, request.modal_account)
         suite._claim()
         return suite
 
@@ -164,8 +168,7 @@ def evaluate_here(
     if code is None:
         raise SuiteError(f"{entry.name} was stopped with its suite; what is finished is kept")
     if code not in (EXIT_DONE, EXIT_INCOMPLETE):
-        said = log.read_bytes()[begins_at:].decode(errors="replace").rpartition("modal-eval: ")[2].strip()
-        raise SuiteError(f"exit {code}: {said[-800:] or 'it said nothing'} ({log})")
+        raise SuiteError(f"exit {code}: {last_words(log, begins_at)[-800:]} ({log})")
     return read_outcome(run_dir, entry.name)
 
 
