@@ -7,7 +7,7 @@ from prefect import flow
 from flows.suite import suite as suite_flow
 from modal_eval.config.models import Overrides, Target
 from modal_eval.config.request import AtOnce, BaselineName, ModelName, NumExamples, SuiteName, Where
-from tasks.gate import compare, refuse_worse, save, tell
+from tasks.gate import compare, refuse_unknown, refuse_worse, save, tell
 from tasks.naming import nightly_run_name, suite_folder_of_flow_run
 
 
@@ -22,6 +22,8 @@ def nightly(
     where: Where = "pools",
     at_once: AtOnce = 8,
     notify: str | None = None,
+    queue: str = "nightly",
+    modal_account: str | None = None,
     overrides: Overrides = Overrides(),  # noqa: B008 - frozen
 ) -> list[dict[str, Any]]:
     """Evaluate a suite and compare it with a baseline, example by example.
@@ -40,12 +42,15 @@ def nightly(
             that works on the suite.
         at_once: Benchmarks that are worked on at a time.
         notify: Name of a Notification Target block, whose people are told when a benchmark does not pass.
+        queue: Queue that the benchmarks' runs wait in.
+        modal_account: Name of a Modal Account block, in place of the workers' own logins.
         overrides: Settings of every benchmark. What is left empty stays as the suite and the YAML say.
     """
+    refuse_unknown("" if save_baseline else baseline, notify)  # before hours of work, not after
     folder = suite_folder_of_flow_run(model, suite)
     suite_flow(
         model=model, suite=suite, target=target, num_examples=num_examples, where=where, at_once=at_once, overrides=overrides,
-        suite_dir=folder, return_state=True,
+        suite_dir=folder, queue=queue, modal_account=modal_account, return_state=True,
     )  # fmt: skip
     if save_baseline:
         save(baseline, folder)

@@ -9,6 +9,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from modal_eval.config.models import Overrides, Target
 from modal_eval.config.request import AtOnce, ModelName, NumExamples, SuiteName, SuiteRequest, Where, with_settings
 from modal_eval.stages.suites import Suite, give_back
+from tasks.accounts import in_the_name_of
 from tasks.naming import run_id_of_flow_run, suite_run_name, tag_flow_run, tags_of
 from tasks.suite import cancel_runs, evaluate_all, refuse_failures, report_suite
 
@@ -27,6 +28,8 @@ def suite(
     where: Where = "pools",
     at_once: AtOnce = 8,
     suite_dir: Path | None = None,
+    queue: str | None = None,
+    modal_account: str | None = None,
     overrides: Overrides = Overrides(),  # noqa: B008 - frozen
 ) -> dict[str, Any]:
     """Evaluate a model on every benchmark of a suite.
@@ -43,18 +46,21 @@ def suite(
             that works on the suite.
         at_once: Benchmarks that are worked on at a time.
         suite_dir: Folder of the suite's result; one that holds a suite is finished. Left out, the flow run's id names it.
+        queue: Queue that the benchmarks' runs wait in, such as `high`. Left out, `default`.
+        modal_account: Name of a Modal Account block, in place of the workers' own logins.
         overrides: Settings of every benchmark. What is left empty stays as the suite and the YAML say.
     """
     request = SuiteRequest(
         model=model, suite=suite, where=where, suite_dir=suite_dir, suite_id=run_id_of_flow_run(),
-        overrides=with_settings(overrides, target, num_examples),
+        queue=queue, modal_account=modal_account, overrides=with_settings(overrides, target, num_examples),
     )  # fmt: skip
     opened = Suite.open(request)
     tag_flow_run({*tags_of(model), f"suite:{opened.name}"})
-    try:
-        evaluate_all(opened, where, at_once)
-    finally:
-        give_back(opened)
+    with in_the_name_of(modal_account if where == "here" else None, None):
+        try:
+            evaluate_all(opened, where, at_once)
+        finally:
+            give_back(opened)
     result = report_suite(opened)
     refuse_failures(opened)
     return result

@@ -53,6 +53,14 @@ def shared_baseline(name: str) -> dict[str, Any]:
         return load_baseline(name)
 
 
+def refuse_unknown(baseline: str, notify: str | None) -> None:
+    """Raise `ConfigError` for a baseline or a Notification Target that is not there; an empty name is none."""
+    if baseline:
+        shared_baseline(baseline)
+    if notify:
+        named(NotificationTarget, notify)
+
+
 def tell(target: str | None, verdicts: list[Verdict], baseline: str) -> None:
     """Tell the people of a Notification Target block what does not pass; nobody is told when everything does."""
     stopped = [one for one in verdicts if not one.passes]

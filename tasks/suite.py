@@ -87,18 +87,21 @@ def _evaluate_in_pool(suite: Suite, entry: Entry, tags: list[str]) -> Outcome:
 
 def _start(client: SyncPrefectClient, suite: Suite, entry: Entry, tags: list[str], *, moved: bool) -> FlowRun:
     """The flow run of a benchmark, which is scheduled again if it has failed; `moved` from the nodes to Modal."""
-    target = "modal" if moved else entry.overrides.model_dump().get("infra", {}).get("target")
+    infra = entry.overrides.model_dump().get("infra", {})
+    # the deployment's own target is for a server; an address alone means the one that is there
+    target = "modal" if moved else infra.get("target") or ("endpoint" if infra.get("base_url") else None)
     name = ON_MODAL if target == "modal" else f"eval/{entry.name}"
     parameters = {
         "model": suite.model,
         "benchmark": entry.benchmark,
         "overrides": entry.overrides.model_dump(mode="json"),
         **({"target": target} if target else {}),
+        **({"modal_account": suite.modal_account} if suite.modal_account else {}),
     }
     try:
         made = run_deployment(
             name, parameters=parameters, timeout=0, tags=[*tags, *tags_of(suite.model, entry.name)],
-            idempotency_key=_key(suite, entry, moved=moved),
+            idempotency_key=_key(suite, entry, moved=moved), work_queue_name=suite.queue,
         )  # fmt: skip
     except ObjectNotFound as error:
         raise ServerError(

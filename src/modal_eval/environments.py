@@ -37,10 +37,10 @@ def ensure_environment(name: str, *, packages: Sequence[str] = (), say: Callable
     wanted = _digest(requirements, packages)
     folder = paths.environments_dir() / (f"{name}-{wanted[:8]}" if packages else name)
     python = folder / "bin" / "python"
-    if _stamp(folder) == wanted:
+    if _is_made(folder, wanted):
         return python
     with _building(folder):
-        if _stamp(folder) != wanted:
+        if not _is_made(folder, wanted):
             if say:
                 say(f"making the {name} environment in {folder} (once)")
             _make(folder, requirements, packages)
@@ -64,11 +64,12 @@ def _digest(requirements: Path, packages: Sequence[str]) -> str:
     return hashlib.sha256(requirements.read_bytes() + "\n".join([version, *sorted(packages)]).encode()).hexdigest()
 
 
-def _stamp(folder: Path) -> str | None:
+def _is_made(folder: Path, wanted: str) -> bool:
+    """Whether all of it is there, and its Python, too: a copy of another machine's environment has a link to nowhere."""
     try:
-        return (folder / STAMP).read_text()
+        return (folder / STAMP).read_text() == wanted and os.access(folder / "bin" / "python", os.X_OK)
     except OSError:
-        return None
+        return False
 
 
 @contextlib.contextmanager

@@ -23,6 +23,8 @@ from tests.support.vllm_environment import vllm_environment
 
 NOTICED_S = 240.0
 """The automation waits for 120 s without a heartbeat, and looks every few seconds."""
+PUT_BACK_S = 480.0
+"""The automation waits for 300 s."""
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +109,22 @@ def test_a_killed_worker_leaves_no_gpu_and_no_server_and_the_other_node_goes_on_
         assert team.ended(run)["state_type"] == "COMPLETED", team.logs(run)
     assert kept <= journaled(outputs, run) == Counter(f"{number}/0" for number in range(16))
     assert second.leased() == []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def lost(team: Team) -> Iterator[str]:
+    """A run that a worker took with its last breath, before anything else happens here."""
+    with upstream() as server:
+        asked = {"target": "endpoint", "overrides": {"infra": {"base_url": server.base_url}}}
+        run = team.run("eval/on-modal", benchmark="demo", model="stub", num_examples=2, **asked)
+        team.post(f"flow_runs/{run}/set_state", {"state": {"type": "PENDING"}})
+        yield run
+
+
+def test_a_run_whose_worker_died_before_it_began_is_put_back_and_the_next_worker_runs_it(team: Team, lost: str) -> None:
+    until(lambda: team.flow_run(lost)["state"]["name"] == "AwaitingRetry", PUT_BACK_S)
+    with team.worker("modal", "next", "--queue", "default"):
+        assert team.ended(lost)["state_type"] == "COMPLETED", team.logs(lost)
 
 
 def journaled(outputs: Path, run: str) -> Counter[str]:

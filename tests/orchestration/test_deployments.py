@@ -56,7 +56,9 @@ def test_everything_of_the_checkout_is_deployed_and_a_second_init_changes_nothin
     assert {key: priority for key, (_, priority) in before[1].items() if key[0] == "a100"} == {
         ("a100", "high"): 1, ("a100", "default"): 2, ("a100", "nightly"): 3,
     }  # fmt: skip
-    assert {"crash runs without a heartbeat", "full suite on a new checkpoint"} <= set(before[2])
+    assert before[1]["modal", "suites"][1] == 4
+    automations = {"crash runs without a heartbeat", "put back runs that never began", "full suite on a new checkpoint"}
+    assert automations <= set(before[2])
     stray = {**{key: there["eval/demo"][key] for key in ("flow_id", "tags", "entrypoint")}, "name": "was-removed"}
     made = team.post("deployments/", stray)
     assert "removed the deployment eval/was-removed" in team.cli("init", "--prune").stderr
@@ -78,6 +80,10 @@ def test_a_run_of_a_deployment_is_named_tagged_and_shown_and_a_wrong_parameter_s
         expect=1,
     )
     assert "9 is greater than the maximum of 2" in refused
+    secret = 'overrides={"infra": {"base_url": "https://me:sesame@host/v1"}}'
+    refused = team.prefect("deployment", "run", "eval/demo", "-p", "model=stub", "-p", secret, expect=1)
+    assert "without a user, a password or a query" in " ".join(refused.split())
+    assert "sesame" not in refused
     assert "'modle'" in team.prefect("deployment", "run", "eval/demo", "-p", "modle=stub", expect=1)
     with upstream(model="stub_step40") as server, team.worker("a100", "shown"):
         run = team.run("eval/demo", model="stub_step40", num_examples=6, **endpoint(server))
@@ -134,7 +140,7 @@ def test_a_nightly_suite_outlives_a_benchmark_that_fails_and_its_gate_names_what
     ]
     suite.write_text(yaml.safe_dump({"benchmarks": entries}))
     asked = {"model": "stub", "suite": str(suite), "baseline": "nights"}
-    queues = ("--queue", "default", "--queue", "nightly")
+    queues = ("--queue", "default", "--queue", "suites")
     with upstream(answer=RIGHT) as server, team.worker("a100", "node"), team.worker("modal", "control", *queues):
         night = team.run("nightly/regression", **asked, save_baseline=True, **endpoint(server))
         assert "gsm8k: not complete" in team.ended(night)["state"]["message"]
@@ -151,8 +157,12 @@ def test_a_nightly_suite_outlives_a_benchmark_that_fails_and_its_gate_names_what
         assert {name: one["id"] for name, one in again.items()} == {name: one["id"] for name, one in children.items()}
         assert [again[name]["run_count"] for name in ("aime2025·stub", "gsm8k·stub")] == [1, 2]
         server.script(default={"answer": WRONG})
-        worse = team.run("nightly/regression", **asked, **endpoint(server))
+        worse = team.run("nightly/regression", **asked, overrides={"infra": {"base_url": server.base_url}})
         said = team.ended(worse)["state"]["message"]
+        posts = server.stats()["posts"]
+        unknown = team.run("nightly/regression", **{**asked, "baseline": "never-saved"}, **endpoint(server))
+        assert "never-saved" in team.ended(unknown)["state"]["message"]
+        assert server.stats()["posts"] == posts, "a night was paid for that nothing could be compared with"
     assert "stops 1 of 2 benchmarks: aime2025 is worse" in said
     gate = json.loads(team.artifacts(worse)["gate-nights"]["data"])
     assert {row["benchmark"]: (row["difference"], row["verdict"]) for row in gate} == {

@@ -79,6 +79,13 @@ def test_an_environment_that_was_cut_off_half_way_is_made_anew(checkout):
     assert not (python.parent.parent / "leftover").exists()
 
 
+def test_an_environment_whose_python_is_not_on_this_machine_is_made_anew(checkout):
+    python = ensure_environment("tiny")
+    python.unlink()
+    python.symlink_to(checkout / "another-machines-python")
+    assert has(ensure_environment("tiny"), "tiny_one")
+
+
 def test_a_package_with_another_hash_is_refused_in_uvs_words(checkout):
     (checkout / "requirements" / "tiny.txt").write_text(f"tiny_one==1 --hash=sha256:{'0' * 64}\n")
     with pytest.raises(EngineEnvError, match=r"cannot be made; uv says: .*[Hh]ash mismatch"):

@@ -20,13 +20,17 @@ POOLS = {
     "a100": "Runs on the team's nodes, one worker each; GPUs are shared by their leases.",
 }
 PRIORITIES = {
-    "high": (1, "For people who wait"),
-    "default": (2, "For everything else"),
-    "nightly": (3, "When nobody waits"),
+    "high": {"priority": 1, "description": "For people who wait"},
+    "default": {"priority": 2, "description": "For everything else"},
+    "nightly": {"priority": 3, "description": "When nobody waits"},
 }
+SUITES_AT_ONCE = 4
+"""A worker takes eight runs at a time unless it is told otherwise: the suites' own benchmarks have to fit beside them."""
+SUITES = {"priority": 4, "description": "Suites, each in a worker's slot while its benchmarks run elsewhere"}
 MARK = "modal-eval"
 """Tag of deployments and automations that are ours: `--prune` looks at no other."""
 PAGE = 200
+LASTING = "prefect.server.concurrency.lease_storage.filesystem"
 QUEUES = "/work_pools/{work_pool_name}/queues"
 
 
@@ -47,6 +51,7 @@ def command(
 
     with get_client(sync_client=True) as client:
         make_pools(client)
+        warn_of_forgetful(client)
         for slug in register_blocks():
             talk.print(f"block {slug}")
         make_automations(client, prune=prune)
@@ -69,19 +74,33 @@ def make_pools(client: Any) -> None:
             client.create_work_pool(
                 WorkPoolCreate(name=name, type="process", description=description, base_job_template=template)
             )
-        make_queues(client, name)
-        talk.print(f"work pool {name}: {', '.join(PRIORITIES)}")
+        queues = {**PRIORITIES, "suites": SUITES} if name == "modal" else PRIORITIES
+        make_queues(client, name, queues)
+        talk.print(f"work pool {name}: {', '.join(queues)}")
 
 
-def make_queues(client: Any, pool: str) -> None:
+def make_queues(client: Any, pool: str, queues: dict[str, dict[str, Any]]) -> None:
+    """A queue that is there keeps its limit."""
     here = {"work_pool_name": pool}
     there = {one["name"] for one in client.request("POST", f"{QUEUES}/filter", path_params=here, json={}).json()}
-    for name, (priority, meaning) in PRIORITIES.items():
-        facts = {"priority": priority, "description": meaning}
+    for name, facts in queues.items():
         if name in there:
             client.request("PATCH", f"{QUEUES}/{{name}}", path_params={**here, "name": name}, json=facts)
         else:
-            client.request("POST", QUEUES, path_params=here, json={"name": name, **facts})
+            limit = {"concurrency_limit": SUITES_AT_ONCE} if facts is SUITES else {}
+            client.request("POST", QUEUES, path_params=here, json={"name": name, **facts, **limit})
+
+
+def warn_of_forgetful(client: Any) -> None:
+    """Warn of a server that forgets who holds a concurrency limit when it is started again."""
+    storage = client.request("GET", "/admin/settings").json()["server"]["concurrency"]["lease_storage"]
+    if storage.endswith(".memory"):
+        talk.print(
+            f"warning: this server keeps concurrency leases in its memory ({storage}); once it is started again, watch and janitor "
+            "may wait for ever for one that it has forgotten. Start it with PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE="
+            f"{LASTING}, or in this checkout, whose pyproject.toml says so",
+            soft_wrap=True,
+        )
 
 
 def from_checkout(module: str) -> Any:

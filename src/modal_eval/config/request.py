@@ -73,3 +73,7 @@ class SuiteRequest(Section):
     """Folder of the suite; one that holds a suite is finished."""
     suite_id: str | None = None
     """Without a `suite_dir`, how the folder is called; left out, it gets a random name."""
+    queue: str | None = None
+    """Queue that its runs wait in, with `where: pools`; left out, that of each deployment."""
+    modal_account: str | None = None
+    """Name of a Modal Account block that its runs act for, with `where: pools`."""
