@@ -135,7 +135,10 @@ NOT_PASSED_IN_LM_EVAL = {"mbpp": {367}, "humaneval": set()}
 """Whose reference lm-eval's own `code_eval` does not pass either: it leaves test_setup_code out."""
 
 
-@pytest.mark.parametrize(("benchmark", "data"), [("mbpp_3shot", "mbpp"), ("humaneval_0shot", "humaneval")])
+@pytest.mark.parametrize(
+    ("benchmark", "data"),
+    [pytest.param("mbpp_3shot", "mbpp", marks=pytest.mark.slow), ("humaneval_0shot", "humaneval")],
+)
 def test_every_reference_passes_but_those_that_lm_eval_cannot_pass(tmp_path, benchmark, data):
     if data == "mbpp":
         rows = [row for row in lines_of(data_file("mbpp/mbpp.jsonl")) if 11 <= row["task_id"] <= 510]
