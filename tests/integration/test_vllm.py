@@ -20,6 +20,7 @@ from modal_eval.config.load import resolve
 from modal_eval.config.models import BenchmarkConfig, Overrides
 from modal_eval.errors import ServerError
 from modal_eval.processes import is_alive
+from tests.support.processes import until
 from tests.support.vllm_cpu import ENVIRONMENT, MODEL, converted_model, marks
 
 pytestmark = marks
@@ -77,6 +78,7 @@ def test_vllm_answers_and_kill_9_of_its_main_process_leaves_no_orphan(model_fold
         assert tree, "vLLM has its engine in a process of its own"
         os.kill(lease.server_pid, signal.SIGKILL)
         assert all_gone(tree)
+        until(lambda: serving.server_exit(handle))  # its guardian tells how it ended once it has buried it
         assert "was killed by signal 9" in serving.server_exit(handle)
     finally:
         serving.stop_server(handle)
