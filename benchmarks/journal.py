@@ -102,7 +102,7 @@ async def appends(path: Path, count: int) -> float:
     began = time.perf_counter()
     await asyncio.gather(*(work() for _ in range(WRITERS)))
     took = time.perf_counter() - began
-    writer.close()
+    await writer.close()
     journal.close()
     return count / took
 

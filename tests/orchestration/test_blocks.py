@@ -10,7 +10,6 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -22,6 +21,7 @@ from tasks.accounts import in_the_name_of
 from tasks.gate import share_baseline, shared_baseline, tell
 from tests.support.cli import Cli
 from tests.support.hub_server import TOKEN, hub_server
+from tests.support.prefect_server import get
 from tests.support.upstream import upstream
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,7 +66,7 @@ def test_prefects_own_command_registers_every_block(prefect_api, how):
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "registered 6 blocks" in ran.stdout
     for slug in example_blocks():
-        assert httpx.get(f"{prefect_api}/block_types/slug/{slug}", timeout=30).status_code == 200
+        assert get(f"{prefect_api}/block_types/slug/{slug}")["slug"] == slug
 
 
 def test_a_block_comes_back_as_it_was_saved_and_the_api_shows_none_of_its_secrets(here):
@@ -74,7 +74,7 @@ def test_a_block_comes_back_as_it_was_saved_and_the_api_shows_none_of_its_secret
     for slug, block in example_blocks().items():
         block.save("example", overwrite=True)
         assert type(block).load("example").model_dump() == block.model_dump()
-        stored = httpx.get(f"{here}/block_types/slug/{slug}/block_documents/name/example", timeout=30).text
+        stored = json.dumps(get(f"{here}/block_types/slug/{slug}/block_documents/name/example"))
         assert not any(secret in stored for secret in SECRETS), stored
         assert not any(secret in repr(block) for secret in SECRETS)
     assert "aws-the-teams-secret" not in repr(example_blocks()["checkpoint-bucket"].access())

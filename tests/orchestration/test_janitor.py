@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from modal_eval import serving
@@ -20,6 +19,7 @@ from modal_eval.processes import OwnedProcess
 from tests.support.gpus import Machine, sleeper
 from tests.support.leases import server_of
 from tests.support.modal_account import HIDDEN, Account, account
+from tests.support.prefect_server import post
 from tests.support.processes import Mark
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,7 +63,7 @@ class House:
     def table(self) -> list[dict[str, Any]]:
         """The newest table that the janitor has published."""
         query = {"artifacts": {"key": {"any_": ["janitor"]}}, "sort": "CREATED_DESC", "limit": 1}
-        (found,) = httpx.post(f"{self.prefect_api}/artifacts/filter", json=query, timeout=60).raise_for_status().json()
+        (found,) = post(f"{self.prefect_api}/artifacts/filter", query)
         rows: list[dict[str, Any]] = json.loads(found["data"])
         return rows
 

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from modal_eval.cli.node import name_for, ready
@@ -78,7 +77,7 @@ def test_a_node_that_was_added_takes_runs_comes_back_when_killed_drains_and_is_r
     (folder / "enough").touch()
     until(lambda: not is_running(worker), 120)
     assert (pool.state(running), pool.state(late)) == ("Completed", "Scheduled")
-    httpx.delete(f"{pool.api}/flow_runs/{late}", timeout=30).raise_for_status()
+    pool.forget(late)
     assert pool.state(orphan) == "Crashed"
     assert mark.wait_until_gone() == {}, "a drained worker is not started again"
     cli("node", "remove", "node-a")

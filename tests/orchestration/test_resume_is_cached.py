@@ -5,10 +5,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.support.cli import Cli, kill, repeated
+from tests.support.prefect_server import post
 from tests.support.processes import Mark
 from tests.support.upstream import upstream
 
@@ -18,7 +18,7 @@ ENDED = {"Completed", "Cached"}
 
 
 def ask(api: str, what: str, query: dict[str, Any]) -> list[dict[str, Any]]:
-    return list(httpx.post(f"{api}/{what}/filter", json=query, timeout=30).raise_for_status().json())
+    return list(post(f"{api}/{what}/filter", query))
 
 
 def eval_runs_since(api: str, began: datetime) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from tasks.events import announce_checkpoint
 from tests.support.aws import aws_server, random_order, two_shards
 from tests.support.checkpoints import checkpoint
 from tests.support.cli import Cli, finished, kill
+from tests.support.prefect_server import get, post
 from tests.support.processes import until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,10 +50,10 @@ def events(api: str, bucket: str) -> list[dict]:
         "filter": {"event": {"name": ["checkpoint.created"]}, "any_resource": {"id": [f"s3://{bucket}"]}},
         "limit": 50,
     }
-    page = httpx.post(f"{api}/events/filter", json=query, timeout=30).raise_for_status().json()
+    page = post(f"{api}/events/filter", query)
     found = page["events"]
     while page["next_page"]:
-        page = httpx.get(page["next_page"], timeout=30).raise_for_status().json()
+        page = get(page["next_page"])
         found += page["events"]
     return found
 
@@ -64,7 +65,7 @@ def count(api: str, bucket: str) -> int:
         "filter": {"event": {"name": ["checkpoint.created"]}, "any_resource": {"id": [f"s3://{bucket}"]}},
         "limit": 1,
     }
-    return int(httpx.post(f"{api}/events/filter", json=query, timeout=30).raise_for_status().json()["total"])
+    return int(post(f"{api}/events/filter", query)["total"])
 
 
 def test_a_burst_and_a_slow_upload_under_a_watch_that_is_killed_give_one_event_each(

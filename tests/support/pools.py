@@ -8,10 +8,8 @@ import sys
 import uuid
 from pathlib import Path
 
-import httpx
-
 from tests.support.cli import Cli
-from tests.support.prefect_server import post
+from tests.support.prefect_server import ask, get, post
 from tests.support.processes import until
 
 FLOWS = Path(__file__).parents[1] / "fixtures" / "flows"
@@ -42,9 +40,7 @@ class Pool:
         cli.env |= {"PREFECT_WORKER_QUERY_SECONDS": "1"}
         user, _, password = cli.env.get("PREFECT_API_AUTH_STRING", ":").partition(":")
         self._auth = (user, password)
-        self._http = httpx.Client(auth=self._auth, timeout=30)
-        found = self._http.get(f"{self.api}/deployments/name/busy/{name}").raise_for_status().json()
-        self.deployment = found["id"]
+        self.deployment = get(f"{self.api}/deployments/name/busy/{name}", self._auth)["id"]
 
     def schedule(self, name: str, **parameters) -> tuple[str, Path]:
         """A flow run, and the folder in which it leaves its marks."""
@@ -55,7 +51,10 @@ class Pool:
         return post(url, asked, self._auth)["id"], folder
 
     def state(self, flow_run: str) -> str:
-        return self._http.get(f"{self.api}/flow_runs/{flow_run}").raise_for_status().json()["state"]["name"]
+        return get(f"{self.api}/flow_runs/{flow_run}", self._auth)["state"]["name"]
+
+    def forget(self, flow_run: str) -> None:
+        ask("DELETE", f"{self.api}/flow_runs/{flow_run}", auth=self._auth)
 
     def worker(self, *arguments: str) -> subprocess.Popen[str]:
         process = self.cli.start("worker", "--pool", self.name, "--name", self.name, *arguments)

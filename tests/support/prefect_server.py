@@ -20,7 +20,9 @@ import httpx
 from modal_eval.cli.prefect_server import wait_until_healthy
 from modal_eval.processes import OwnedProcess, free_port
 
-UNLOCKED_S = 120.0
+UNLOCKED_S = 300.0
+ANSWERED_S = 180.0
+"""A request waits up to a minute for the lock of SQLite, and before that for one of the server's connections to it."""
 
 
 class PrefectServer:
@@ -83,13 +85,23 @@ def prefect_server(folder: Path) -> Iterator[PrefectServer]:
         server.stop()
 
 
-def post(url: str, body: Any, auth: tuple[str, str] | None = None) -> Any:
+def ask(method: str, url: str, body: Any = None, auth: tuple[str, str] | None = None) -> Any:
     """Ask a Prefect server; again while its SQLite is locked by another request, as Prefect's own client does."""
     deadline = time.monotonic() + UNLOCKED_S
-    while (answer := httpx.post(url, json=body, auth=auth, timeout=60)).status_code == httpx.codes.SERVICE_UNAVAILABLE:
+    while True:
+        answer = httpx.request(method, url, json=body, auth=auth, timeout=ANSWERED_S)
+        if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+            return answer.raise_for_status().json() if answer.content else None
         assert time.monotonic() < deadline, answer.text
         time.sleep(0.2)
-    return answer.raise_for_status().json()
+
+
+def get(url: str, auth: tuple[str, str] | None = None) -> Any:
+    return ask("GET", url, auth=auth)
+
+
+def post(url: str, body: Any, auth: tuple[str, str] | None = None) -> Any:
+    return ask("POST", url, body, auth)
 
 
 def main() -> None:

@@ -11,11 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from modal_eval.processes import OwnedProcess
 from tests.support.cli import Cli, finished
-from tests.support.prefect_server import post
+from tests.support.prefect_server import get, post
 from tests.support.processes import Mark
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,7 +78,7 @@ class Team:
         return post(f"{self.api}/{path}", body, self._auth)
 
     def get(self, path: str) -> Any:
-        return httpx.get(f"{self.api}/{path}", auth=self._auth, timeout=60).raise_for_status().json()
+        return get(f"{self.api}/{path}", self._auth)
 
     def run(self, deployment: str, *, queue: str | None = None, **parameters: Any) -> str:
         """Schedule a run of a deployment, as the UI's form does, and return its id."""

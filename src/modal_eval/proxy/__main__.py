@@ -5,6 +5,7 @@ What keeps it from starting is said in place of the port, as `{"kind": "RunLocke
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import logging.handlers
@@ -29,7 +30,7 @@ GRACE_S = 1
 KEEP_ALIVE_S = 3600
 """A connection without a call stays open longer than any client keeps it: closed by us, it could break just when the client
 writes its next call, which nobody may then send again."""
-SWITCH_S = 0.0005
+SWITCH_S = 0.0001
 """How long the journal's thread may have to wait for the interpreter after a flush; Python's default is 5 ms."""
 
 
@@ -78,6 +79,7 @@ def main() -> int:
             timeout_graceful_shutdown=GRACE_S,
             timeout_keep_alive=KEEP_ALIVE_S,
         )
+        gc.freeze()  # what is loaded by now stays: a collection in the middle of calls need not look at it
         uvicorn.Server(config).run(sockets=[listener])
     return 0
 
@@ -99,6 +101,7 @@ def open_log(settings: ProxySettings) -> logging.handlers.MemoryHandler:
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
     buffer = logging.handlers.MemoryHandler(LOG_LINES, flushLevel=logging.WARNING, target=file)
     logging.basicConfig(level=logging.INFO, handlers=[buffer], force=True)
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # no line of ours says them
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     flusher = threading.Thread(target=flush_for_ever, args=(buffer,), name="log", daemon=True)
     flusher.start()

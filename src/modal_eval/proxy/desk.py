@@ -210,7 +210,7 @@ class Desk:
         await asyncio.gather(*running, return_exceptions=True)
         await self._upstreams.close()
         await self._transport.close()
-        await asyncio.to_thread(self._writer.close)
+        await self._writer.close()
         self._journal.close()
 
 
