@@ -7,7 +7,7 @@ from prefect import flow
 from flows.suite import suite as suite_flow
 from modal_eval.config.models import Overrides, Target
 from modal_eval.config.request import AtOnce, BaselineName, ModelName, NumExamples, SuiteName, Where
-from tasks.gate import compare, refuse_unknown, refuse_worse, save, tell
+from tasks.gate import compare, refuse_unopened, refuse_unusable, refuse_worse, save, tell
 from tasks.naming import nightly_run_name, suite_folder_of_flow_run
 
 
@@ -41,17 +41,19 @@ def nightly(
         where: `pools` gives each benchmark's run to the workers of its deployment, `here` starts them on the machine
             that works on the suite.
         at_once: Benchmarks that are worked on at a time.
-        notify: Name of a Notification Target block, whose people are told when a benchmark does not pass.
+        notify: Name of a Notification Target block, whose people are told when a benchmark does not pass, or the suite
+            cannot be started.
         queue: Queue that the benchmarks' runs wait in.
         modal_account: Name of a Modal Account block, in place of the workers' own logins.
         overrides: Settings of every benchmark. What is left empty stays as the suite and the YAML say.
     """
-    refuse_unknown("" if save_baseline else baseline, notify)  # before hours of work, not after
+    refuse_unusable(baseline, notify, save_baseline=save_baseline)  # before hours of work, not after
     folder = suite_folder_of_flow_run(model, suite)
-    suite_flow(
+    state = suite_flow(
         model=model, suite=suite, target=target, num_examples=num_examples, where=where, at_once=at_once, overrides=overrides,
         suite_dir=folder, queue=queue, modal_account=modal_account, return_state=True,
     )  # fmt: skip
+    refuse_unopened(folder, state, notify, baseline)
     if save_baseline:
         save(baseline, folder)
         return []

@@ -76,13 +76,25 @@ def _evaluate_in_pool(suite: Suite, entry: Entry, tags: list[str]) -> Outcome:
         if state is None:
             made = _start(client, suite, entry, tags, moved=True)
             state = _wait_for_end(client, made.id)
-        if state is None or not state.is_completed():
-            ended = f"{state.name}: {state.message or 'its log says why'}" if state else "Cancelled"
-            raise SuiteError(f"the flow run {made.name} of {entry.name} ended as {ended}")
+        refuse_unfinished(made, entry, state)
         outcome = outcome_of_flow_run(client, made.id)
+        if outcome is None:  # Prefect did not take it; all that went before the report is cached
+            client.set_flow_run_state(made.id, AwaitingRetry(), force=True)
+            refuse_unfinished(made, entry, _wait_for_end(client, made.id))
+            outcome = outcome_of_flow_run(client, made.id)
     if outcome is None:
-        raise SuiteError(f"the flow run {made.name} of {entry.name} is completed, and has published no result")
+        raise SuiteError(
+            f"the flow run {made.name} of {entry.name} is completed, and has published no result, nor when it was tried again; its "
+            "log says why its artifact is not in Prefect"
+        )
     return {**outcome, "benchmark": entry.name, "flow_run_id": str(made.id)}
+
+
+def refuse_unfinished(made: FlowRun, entry: Entry, state: State | None) -> None:
+    """Raise `SuiteError` that says how a benchmark's flow run has ended, unless it is completed."""
+    if state is None or not state.is_completed():
+        ended = f"{state.name}: {state.message or 'its log says why'}" if state else "Cancelled"
+        raise SuiteError(f"the flow run {made.name} of {entry.name} ended as {ended}")
 
 
 def _start(client: SyncPrefectClient, suite: Suite, entry: Entry, tags: list[str], *, moved: bool) -> FlowRun:

@@ -8,7 +8,7 @@ from prefect.cache_policies import NO_CACHE
 
 from blocks.buckets import CheckpointBucket
 from modal_eval import paths
-from modal_eval.checkpoints.s3_objects import Access, Address, open_client
+from modal_eval.checkpoints.s3_objects import Access, Address, client_for
 from modal_eval.checkpoints.watching import Memory, Watcher
 from modal_eval.checkpoints.watching.sources import Queue
 from modal_eval.config.watch import WatchRequest
@@ -66,10 +66,11 @@ def watcher_for(request: WatchRequest) -> Watcher:
         block = named(CheckpointBucket, request.bucket)
         told = {name: value or getattr(block, name) for name, value in told.items()}
         access = block.access()
-    client = open_client("s3", access)
+    where = Address.of(told["address"])
+    client = client_for(where, access)
     return Watcher(
         client,
-        Address.of(told["address"]),
+        where,
         Memory.at(told["memory"] or str(paths.state_dir() / "watch"), client),
         announce_checkpoint,
         Queue(told["queue_url"], access) if told["queue_url"] else None,

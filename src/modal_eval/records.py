@@ -56,6 +56,8 @@ class Lease:
     """For so long the server outlives a run that gives it back; one that a dead run left behind is stopped."""
     kept: bool = False
     """Given back and kept: it lives until the deadline, with or without its holder."""
+    account: str = ""
+    """Under which login and environment it is on Modal, as a digest of the token's id; empty where nobody noted it."""
 
 
 @dataclass(frozen=True, slots=True)

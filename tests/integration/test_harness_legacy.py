@@ -58,6 +58,24 @@ def test_other_data_has_another_digest(tmp_path: Path) -> None:
     assert digests[0] != digests[1] == digests[2]
 
 
+def test_examples_that_are_counted_from_1_are_known_by_their_places(tmp_path: Path) -> None:
+    with chat_server(say_back) as server:
+        ran = run(job("echo-env", server.url, env_args={"count": 3, "first_id": 1}, max_concurrent=1), tmp_path)
+    assert [(row["example_id"], row["answer"]) for row in ran.rows] == [(0, "word0"), (1, "word1"), (2, "word2")]
+    assert [call.tag for call in server.calls] == ["0/0", "1/0", "2/0"]
+
+
+def test_an_environment_whose_scoring_takes_long_is_scored_when_the_server_is_gone(tmp_path: Path) -> None:
+    settings = {"env_args": {"count": 2, "scores_later": True}}
+    with chat_server(say_back) as server:
+        generated = run(job("echo-env", server.url, phase="generate", **settings), tmp_path / "generated")
+        scored = run(job("echo-env", server.url, phase="score", **settings), tmp_path / "scored")
+    assert [(row["reward"], row["pending"]) for row in generated.rows] == [(None, True)] * 2
+    assert all("said" not in row for row in generated.rows)
+    assert scored.rewards() == {(0, 0): 1.0, (1, 0): 1.0}
+    assert all("pending" not in row and row["said"] == 1.0 for row in scored.rows)
+
+
 def test_each_rollout_is_tagged_and_has_its_own_seed(tmp_path: Path) -> None:
     sampling = {"temperature": 0.5, "max_tokens": 20, "seed": 7, "top_k": 5, "stop": ["END"]}
     with chat_server(say_back) as server:

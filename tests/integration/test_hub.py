@@ -45,25 +45,25 @@ def run_dir(tmp_path):
     return finished_run(tmp_path / "outputs" / "r1")
 
 
-def finished_run(folder, answer="The sum is 4.", model="org/model"):
+def finished_run(folder, answer="The sum is 4.", model="org/model", host="gpu-node-17.internal", **env):
     """A run folder as the stages leave it, with all that must not be uploaded in the places where it turns up."""
     data = folder.parent / "data" / "test.jsonl"
     data.parent.mkdir(parents=True, exist_ok=True)
     data.write_text("{}\n")
     overrides = Overrides(
-        infra={"target": "endpoint", "base_url": "http://gpu-node-17.internal:8123/v1", "api_key_env": "UPSTREAM_KEY"},
-        env={"data_files": str(data)},
+        infra={"target": "endpoint", "base_url": f"http://{host}:8123/v1", "api_key_env": "UPSTREAM_KEY"},
+        env={"data_files": str(data), **env},
     )
     run = Run.create(resolve(model, BenchmarkConfig(name="toy", env_id="toy-env"), overrides), folder)
     rows = [row(0, 1.0, answer), row(1, 0.0, f"Error\n{folder}/logs\n{socket.gethostname()} said {SECRET}")]
     (folder / "results.jsonl").write_bytes(b"".join(map(json_line, rows)))
-    (folder / "checkpoint.jsonl").write_bytes(json_line({"kind": "call", "url": "http://gpu-node-17.internal:8123/v1"}))
+    (folder / "checkpoint.jsonl").write_bytes(json_line({"kind": "call", "url": f"http://{host}:8123/v1"}))
     write_json(folder / "checkpoint_meta.json", {"run_id": run.run_id, "completed_rollouts": 2})
     (folder / "logs" / "proxy.log").write_text(f"forwarding for {TOKEN}\n")
     facts = {
         "benchmark": "toy", "run_id": run.run_id, "harness": {"name": "verifiers"}, "model_revision": None,
         "data": {"path": str(data)},
-        "server": {"base_urls": ["http://gpu-node-17.internal:8123/v1"]},
+        "server": {"base_urls": [f"http://{host}:8123/v1"]},
     }  # fmt: skip
     write_json(folder / "metadata.json", summarize(run.config, rows, total_rollouts=2, facts=facts))
     return folder
@@ -147,6 +147,26 @@ def test_an_answer_keeps_the_paths_and_addresses_that_the_model_made_up(hub, tmp
     pushed(hub, tmp_path, finished_run(tmp_path / "outputs" / "r1", answer))
     first = json.loads(read_back(hub, "toy-env--org--model/r1/results.jsonl").splitlines()[0])
     assert first["completion"][0]["content"] == answer
+
+
+def test_a_host_named_like_a_word_is_taken_out_of_addresses_and_the_word_stays(hub, tmp_path):
+    answer = "The model asks the server."
+    pushed(hub, tmp_path, finished_run(tmp_path / "outputs" / "r1", answer, host="model"))
+    first = json.loads(read_back(hub, "toy-env--org--model/r1/results.jsonl").splitlines()[0])
+    assert first["completion"][0]["content"] == answer
+    assert "model" in json.loads(read_back(hub, "toy-env--org--model/r1/metadata.json"))
+    assert b"model:8123" not in b"\n".join(hub.repo(REPO).files.values())
+
+
+def test_a_key_given_to_the_environment_is_in_no_byte_that_was_sent_and_a_models_own_token_stays(hub, tmp_path):
+    key, token = "AIzaNobodyKnowsThisOne", "<|im_end|>"
+    run = finished_run(
+        tmp_path / "outputs" / "r1", f"Done.{token}", judge_api_key=key, judge={"token": key}, eos_token=token
+    )
+    assert key in (run / "run_config.json").read_text()
+    pushed(hub, tmp_path, run)
+    assert key.encode() not in b"\n".join([*hub.received, *hub.lfs.values(), *hub.repo(REPO).files.values()])
+    assert token in read_back(hub, "toy-env--org--model/r1/results.jsonl").decode()
 
 
 def test_a_503_and_a_412_on_the_way_change_nothing_in_the_end(hub, tmp_path, run_dir):

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -179,6 +179,33 @@ def test_a_killed_runs_server_is_shown_and_stopped_by_hand(modal: Account, tmp_p
     assert lease.app in command("stop").stderr
     assert len(events(modal, "stop", lease.app)) == 1
     assert json.loads(command("status", "--json").stdout) == []
+
+
+def test_a_killed_runs_server_in_another_account_is_left_to_that_account(modal: Account, tmp_path: Path) -> None:
+    lease = left_by_a_killed_run(tmp_path / "killed")
+    assert "ak-test" not in json.dumps(asdict(lease))
+    with account_with_vllm(tmp_path / "other") as other:
+        own_login = {**other.variables, "MODAL_TOKEN_ID": "ak-of-this-worker"}
+        (deed,) = json.loads(command("stop", "--json", **own_login).stdout)
+        assert (deed["server"], deed["outcome"]) == (lease.app, "left alone")
+        assert "deployed under another login" in command("stop", **own_login).stderr
+        assert "deployed under another login" in command("stop", "--all", expect=1, **own_login).stderr
+        assert serving.leases() == [lease]
+        assert modal_keys.has_key(lease.app)
+        write_lease(replace(lease, deadline=time.time() - 2 * 86400))
+        assert f"stopped: {lease.app}" in command("stop", **own_login).stderr, "it has had no GPU for long"
+        assert serving.leases() == []
+    write_lease(lease)
+    assert events(modal, "stop", lease.app) == []
+    assert f"stopped: {lease.app}" in command("stop").stderr
+    assert len(events(modal, "stop", lease.app)) == 1
+
+
+def test_a_killed_runs_server_is_stopped_by_another_login_to_its_account(modal: Account, tmp_path: Path) -> None:
+    lease = left_by_a_killed_run(tmp_path / "killed")
+    assert f"stopped: {lease.app}" in command("stop", MODAL_TOKEN_ID="ak-second").stderr
+    assert len(events(modal, "stop", lease.app)) == 1
+    assert serving.leases() == []
 
 
 def test_an_app_whose_lease_is_gone_is_found_by_its_tags(modal: Account, tmp_path: Path) -> None:

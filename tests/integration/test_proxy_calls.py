@@ -52,6 +52,19 @@ def test_the_proxy_does_not_close_a_connection_that_a_client_may_be_about_to_wri
     assert readable == []
 
 
+def test_a_login_of_netrc_for_the_servers_host_gets_into_the_way_of_no_call(tmp_path, upstream, monkeypatch):
+    (tmp_path / ".netrc").write_text("default login somebody password else\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("UPSTREAM_KEY", "sesame")
+    monkeypatch.setenv(
+        "HTTP_PROXY", upstream.base_url.removesuffix("/v1")
+    )  # a host that is not this one needs a way there
+    with running_proxy(tmp_path, "http://server.example/v1", api_key_env="UPSTREAM_KEY") as proxy:
+        assert text_of(ask(proxy, "hi"))
+    assert [entry["authorized"] for entry in upstream.log()] == [True]
+
+
 def test_a_silent_socket_is_given_up_and_the_call_made_again(tmp_path, upstream):
     upstream.script(rules=[{"behaviour": {"fault": "silent"}, "asks": 1}])
     with running_proxy(tmp_path, upstream.base_url, silence_timeout_s=0.5) as proxy:

@@ -1,5 +1,6 @@
 """New checkpoints on a real S3 server with SQS: each content is announced once, whatever dies and whatever comes twice."""
 
+import io
 import itertools
 import json
 import logging
@@ -8,8 +9,10 @@ import os
 import signal
 
 import pytest
+from botocore.awsrequest import AWSResponse
+from urllib3 import HTTPResponse
 
-from modal_eval.checkpoints.s3_objects import Address, open_client
+from modal_eval.checkpoints.s3_objects import Access, Address, client_for, open_client
 from modal_eval.checkpoints.watching import Memory, Watcher
 from modal_eval.checkpoints.watching.sources import Queue
 from modal_eval.errors import CheckpointError, ServerError
@@ -231,6 +234,56 @@ def test_a_broken_record_is_named_and_holds_up_no_other_address(aws, tmp_path, h
     assert [event["run"] for event in heard.events()] == ["a", "b"]
 
 
+def refuse(client, operation, status, code=""):
+    """Have S3 answer this operation so, until what is returned is called."""
+    event, body = f"before-send.s3.{operation}", f"<Error><Code>{code}</Code></Error>" if code else ""
+
+    def answer(request, **_):
+        return AWSResponse(request.url, status, {}, HTTPResponse(io.BytesIO(body.encode()), preload_content=False))
+
+    client.meta.events.register(event, answer)
+    return lambda: client.meta.events.unregister(event, answer)
+
+
+@pytest.mark.parametrize(
+    ("operation", "status", "code", "words"),
+    [
+        ("HeadObject", 403, "", "no access to"),
+        ("GetObject", 400, "ExpiredToken", "have expired; log in again"),
+        ("GetObject", 400, "KMS.DisabledException", "S3 answered KMS.DisabledException"),
+    ],
+)
+def test_a_checkpoint_that_s3_refused_is_announced_once_s3_gives_it_though_its_listing_is_the_same(
+    aws, tmp_path, heard, caplog, operation, status, code, words
+):
+    mine, _ = aws.fresh()
+    mine.put("runs/math_step40", two_shards())
+    made = watcher(mine.bucket, tmp_path / "memory", heard)
+    give = refuse(made.client, operation, status, code)
+    assert [made.look(), made.look()] == [{"waiting": 1}] * 2
+    give()
+    assert made.look() == {"announced": 1}
+    assert caplog.text.count(words) == 1
+
+
+def test_a_second_look_at_what_is_waited_for_reaches_the_addresses_behind_a_broken_one(aws, tmp_path, heard):
+    mine, _ = aws.fresh()
+    files = two_shards()
+    names = [f"runs/math_step{number}" for number in range(4)]
+    for name in names:
+        mine.put(name, {"config.json": files["config.json"]})
+    made = watcher(mine.bucket, tmp_path / "memory", heard)
+    assert made.look() == {"waiting": 4}
+    broken = made.memory.open_addresses()[0]
+    (record,) = [file for file in (tmp_path / "memory" / "known").iterdir() if f'"{broken}"' in file.read_text()]
+    record.write_text("{")
+    for name in names:
+        mine.put(name, files)
+    with pytest.raises(CheckpointError, match=f"known/{record.name} in the watch's memory is broken"):
+        made.look_at_open()
+    assert {event["prefix"] for event in heard.events()} == {*names} - {broken.prefix}
+
+
 def test_notifications_by_every_way_are_understood_and_strangers_stay_in_the_queue(aws, tmp_path, heard, caplog):
     mine, url = aws.fresh(queue=True)
     mine.put("runs/a b+c_step1", two_shards())
@@ -268,3 +321,17 @@ def test_what_a_queue_refuses_is_said_in_one_line(aws, monkeypatch, url, region,
     with pytest.raises(CheckpointError, match=words) as caught:
         list(Queue(url).batches(0))
     assert "\n" not in str(caught.value)
+
+
+def test_an_endpoint_of_queues_that_is_no_url_is_said_in_one_line(aws, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", "localhost:9")
+    with pytest.raises(
+        CheckpointError, match="SQS cannot be asked for queue none .ValueError.; check the AWS settings"
+    ):
+        Queue("http://127.0.0.1:9/1/none")
+
+
+def test_a_profile_of_a_block_that_this_machine_lacks_is_no_fault_to_try_again():
+    with pytest.raises(CheckpointError, match=r"ProfileNotFound.*what the block gives") as caught:
+        client_for(Address("checkpoints", "runs"), Access(profile="nobodys"))
+    assert not caught.value.retryable

@@ -1,11 +1,13 @@
 """Blocks on a real Prefect server: registered, filled in, named by a flow's parameters, and their secrets kept."""
 
+import contextlib
 import json
 import logging
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,14 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 import blocks
-from modal_eval.compare.baselines import save_baseline
+from flows.nightly import nightly
+from modal_eval.compare.baselines import baseline_path, save_baseline
 from modal_eval.compare.gate import Verdict
+from modal_eval.config.models import Overrides
 from modal_eval.errors import ConfigError
+from modal_eval.results.files import write_json
 from tasks.accounts import in_the_name_of
-from tasks.gate import share_baseline, shared_baseline, tell
+from tasks.gate import refuse_unusable, share_baseline, shared_baseline, tell
 from tests.support.cli import Cli
 from tests.support.hub_server import TOKEN, hub_server
 from tests.support.prefect_server import get
@@ -127,7 +132,38 @@ def test_a_baseline_made_on_one_node_is_known_on_every_other(here, tmp_path, mon
         shared_baseline("nobodys")
 
 
-def test_who_can_be_told_of_a_regression_is_told_and_who_cannot_is_named(here, caplog):
+def test_the_newer_of_a_shared_baseline_and_this_machines_counts(here, tmp_path, monkeypatch):
+    blocks.register_all()
+    monkeypatch.setenv("MODAL_EVAL_OUTPUT_DIR", str(tmp_path))
+    save_baseline("newer", "org/first", {})
+    share_baseline("newer")
+    save_baseline("newer", "org/second", {})
+    assert shared_baseline("newer")["model"] == "org/second"
+    share_baseline("newer")
+    before = json.loads(baseline_path("newer").read_text())
+    write_json(baseline_path("newer"), {**before, "model": "org/old", "made_at": "2026-01-01T00:00:00+00:00"})
+    assert shared_baseline("newer")["model"] == "org/second"
+
+
+def test_two_baselines_whose_names_make_one_block_are_never_taken_for_each_other(here, tmp_path, monkeypatch):
+    blocks.register_all()
+    monkeypatch.setenv("MODAL_EVAL_OUTPUT_DIR", str(tmp_path))
+    for name in ("rc_1", "RC.1"):
+        save_baseline(name, f"org/{name}", {})
+    share_baseline("rc_1")
+    assert shared_baseline("RC.1")["model"] == "org/RC.1"
+    with pytest.raises(ConfigError, match="no baseline 'rc-1'"):
+        shared_baseline("rc-1")
+    with pytest.raises(ConfigError, match="'RC.1' cannot be shared: its block rc-1 holds the baseline 'rc_1'"):
+        share_baseline("RC.1")
+    with pytest.raises(ConfigError, match="'RC.1' cannot be shared"):
+        refuse_unusable("RC.1", None, save_baseline=True)
+    assert shared_baseline("rc_1")["model"] == "org/rc_1"
+
+
+@contextlib.contextmanager
+def hook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """An Apprise URL, and what was told to it."""
     heard = []
 
     class Hook(BaseHTTPRequestHandler):
@@ -143,19 +179,42 @@ def test_who_can_be_told_of_a_regression_is_told_and_who_cannot_is_named(here, c
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            urls = {"chat": f"json://127.0.0.1:{server.server_port}/hook", "gone": "json://127.0.0.1:9/", "typo": "x"}
-            blocks.NotificationTarget(urls=urls).save("people", overwrite=True)
-            tell("people", [Verdict("ifeval", "equal")], "main")
-            tell(None, [Verdict("gsm8k", "worse")], "main")
-            with caplog.at_level(logging.WARNING, "modal_eval"):
-                tell(
-                    "people",
-                    [Verdict("gsm8k", "worse"), Verdict("ifeval", "equal"), Verdict("aime", "missing", why="lost")],
-                    "main",
-                )
+            yield f"json://127.0.0.1:{server.server_port}/hook", heard
         finally:
             server.shutdown()
             thread.join()
+
+
+def test_a_night_whose_suite_cannot_be_opened_fails_with_the_reason_and_people_are_told(here, tmp_path, monkeypatch):
+    monkeypatch.setenv("MODAL_EVAL_OUTPUT_DIR", str(tmp_path))
+    wrong = Overrides.model_validate({"infra": {"target": "endpoint"}})
+    blocks.register_all()
+    with hook() as (url, heard):
+        blocks.NotificationTarget(urls={"chat": url}).save("watchers", overwrite=True)
+        for save in (True, False):
+            with pytest.raises(ConfigError, match="infra.base_url"):
+                nightly("stub", "code", "main", save_baseline=save, where="here", notify="watchers", overrides=wrong)
+            save_baseline("main", "org/m", {})
+    assert len(heard) == 2
+    for told in heard:
+        assert told["title"] == "the suite for the gate of main could not be started"
+        assert "infra.base_url" in told["message"]
+
+
+def test_who_can_be_told_of_a_regression_is_told_and_who_cannot_is_named(here, caplog):
+    blocks.register_all()
+    with hook() as (url, heard):
+        blocks.NotificationTarget(urls={"chat": url, "gone": "json://127.0.0.1:9/", "typo": "x"}).save(
+            "people", overwrite=True
+        )
+        tell("people", [Verdict("ifeval", "equal")], "main")
+        tell(None, [Verdict("gsm8k", "worse")], "main")
+        with caplog.at_level(logging.WARNING, "modal_eval"):
+            tell(
+                "people",
+                [Verdict("gsm8k", "worse"), Verdict("ifeval", "equal"), Verdict("aime", "missing", why="lost")],
+                "main",
+            )
     assert [one.args for one in caplog.records if one.name == "modal_eval.gate"] == [
         ("gone", "people"),
         ("typo", "people"),

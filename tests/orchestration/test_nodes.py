@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+import blocks
 from modal_eval.cli.node import name_for, ready
 from modal_eval.errors import NodeError
 from modal_eval.nodes import Host, Service, inspect, install_checkout, ssh
@@ -103,6 +105,49 @@ def test_a_name_that_prefect_would_not_take_is_refused_before_anything_is_looked
         said = cli("node", "add", host, *given, expect=2).stderr
         assert "give --name of small letters, digits and '-'" in said
         assert len(said.strip().splitlines()) == 1
+
+
+def test_a_limit_or_a_port_that_no_worker_could_have_is_refused_before_anything_is_looked_at(cli: Cli):
+    add = ["node", "add", "node-a"]
+    cases = [[*add, "--limit=0"], [*add, "--limit=-1"], [*add, "--port=0"], [*add, "--port=65536"]]
+    for words in (*cases, ["worker", "--pool=a100", "--limit=0"]):
+        said = cli(*words, expect=2).stderr
+        assert words[-1].partition("=")[0] in said
+        assert "Must be" in said
+        assert len(said.strip().splitlines()) == 1
+
+
+def test_a_node_that_is_gone_is_forgotten_without_going_there(cli: Cli, prefect_api: str):
+    with temporary_settings({PREFECT_API_URL: prefect_api}):
+        blocks.register_all()
+        blocks.Node(host="nowhere.invalid", home="/srv/m", python="/srv/m/python").save("gone", overwrite=True)
+    assert "`modal-eval node remove gone --forget`" in cli("node", "remove", "gone", expect=1).stderr
+    assert "gone is forgotten" in cli("node", "remove", "gone", "--forget").stdout
+    assert "there is no node called gone" in cli("node", "remove", "gone", "--forget", expect=2).stderr
+
+
+def test_a_unit_that_systemd_does_not_know_is_removed_and_another_fault_of_systemd_is_told(
+    node: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    program = tmp_path / "programs" / "systemctl"
+    program.parent.mkdir()
+    monkeypatch.setattr(ssh, "PATH", f"{program.parent}:{ssh.PATH}")
+    service = Service.of(Host("node-a"), "node-a", str(ROOT), sys.executable, (), systemd=True)
+    folder = Path(service.folder)
+
+    def say(words: str, code: int):
+        program.write_text(f'#!/bin/sh\n[ "$2" != disable ] || exit 1\necho "{words}" >&2\nexit {code}\n')
+        program.chmod(0o755)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    say("Failed to connect to bus: No medium found", 1)
+    with pytest.raises(NodeError, match="node-a: Failed to connect to bus"):
+        service.remove()
+    assert folder.exists()
+    say(f"Failed to stop {service.unit}: Unit {service.unit} not loaded.", 5)
+    service.signal("drain")
+    service.remove()
+    assert not folder.exists()
 
 
 def test_a_new_node_whose_worker_does_not_come_up_leaves_no_service(

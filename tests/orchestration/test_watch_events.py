@@ -2,6 +2,7 @@
 
 import os
 import random
+import socket
 import subprocess
 import sys
 import threading
@@ -163,6 +164,25 @@ def test_what_the_server_has_is_not_sent_again_even_by_a_watch_that_remembers_no
             assert made.look() == {"announced": 1}
             until(lambda: len(events(prefect_api, mine.bucket)) == 1)
     assert sent.count(("POST", "/api/events")) == 1
+
+
+def test_a_watch_that_cannot_begin_here_says_what_to_change_in_one_line(cli: Cli, prefect_api: str):
+    cli.env |= {"MODAL_EVAL_WATCH_TOKEN": TOKEN, "AWS_REGION": "us-east-1"}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for words, env, arguments in (
+            ("check AWS_PROFILE", {"AWS_PROFILE": "nobodys"}, ["--port=0"]),
+            ("AWS_ENDPOINT_URL (with its http:// or https://)", {"AWS_ENDPOINT_URL": "localhost:9000"}, ["--port=0"]),
+            (f"cannot listen on 127.0.0.1:{port} (Address already in use); give --port", {}, [f"--port={port}"]),
+            ("cannot listen on no-such-host.invalid:0 (", {}, ["--host=no-such-host.invalid", "--port=0"]),
+            ("cannot listen on 127.0.0.1:70000 (", {}, ["--port=70000"]),
+        ):
+            before, cli.env = cli.env, {**cli.env, **env}
+            ran = cli("watch", "serve", "s3://nobody/x", *arguments, expect=None)
+            cli.env = before
+            assert ran.returncode in (1, 2)
+            assert words in " ".join(ran.stderr.split())
+            assert "Traceback" not in ran.stderr
 
 
 def test_a_watch_that_nobody_would_hear_or_anybody_could_use_is_refused_in_one_line(cli: Cli):

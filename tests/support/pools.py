@@ -13,7 +13,7 @@ from tests.support.prefect_server import ask, get, post
 from tests.support.processes import until
 
 FLOWS = Path(__file__).parents[1] / "fixtures" / "flows"
-WITHIN_S = 120.0
+WITHIN_S = 300.0
 DEPLOY = """if True:
     import sys
     from prefect import flow

@@ -11,7 +11,7 @@ import pytest
 
 from modal_eval import paths
 from modal_eval.checkpoints import resolve_model
-from modal_eval.checkpoints.resolve import step_and_stage
+from modal_eval.checkpoints.resolve import loadable_files, step_and_stage
 from modal_eval.checkpoints.templates import folder_template
 from modal_eval.checkpoints.weights import INDEX, SINGLE
 from modal_eval.config.load import resolve
@@ -117,6 +117,31 @@ def test_the_digest_follows_the_weights_and_not_the_clock(tmp_path):
     assert resolve_model(config(folder(tmp_path / "two"))).digest == first
     (one / SINGLE).write_bytes(shard(b"\1" * 8))
     assert resolve_model(config(one)).digest != first
+
+
+NUMBERED_BIN = "pytorch_model-00001-of-00001.bin"
+
+
+def test_the_digest_follows_pytorch_weights_where_they_are_what_is_loaded(tmp_path):
+    large = bytes(1 << 20)
+    one = folder(tmp_path / "one", {NUMBERED_BIN: large})
+    first = resolve_model(config(one)).digest
+    assert resolve_model(config(folder(tmp_path / "two", {NUMBERED_BIN: large}))).digest == first
+    (one / NUMBERED_BIN).write_bytes(b"\1" * len(large))
+    assert resolve_model(config(one)).digest != first
+    assert NUMBERED_BIN in {file.name for file in loadable_files(one)}
+    (one / SINGLE).write_bytes(shard())
+    assert NUMBERED_BIN not in {file.name for file in loadable_files(one)}
+
+
+def test_what_is_written_deeper_in_a_folder_or_beside_its_model_leaves_the_digest_and_the_upload_alone(tmp_path):
+    path = folder(tmp_path / "run_step40")
+    before = (resolve_model(config(path)).digest, loadable_files(path))
+    folder(path / "checkpoint-500")
+    (path / "evals").mkdir()
+    (path / "evals" / "gsm8k.json").write_text("{}")
+    (path / "optimizer.bin").write_bytes(b"large")
+    assert (resolve_model(config(path)).digest, loadable_files(path)) == before
 
 
 def test_the_models_own_template_comes_first_and_the_benchmarks_last(tmp_path):

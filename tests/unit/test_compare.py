@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 
-from modal_eval.compare.baselines import baseline_path, load_baseline, save_baseline
+from modal_eval.compare.baselines import baseline_path, load_baseline, save_baseline, what_differs
 from modal_eval.compare.gate import judge, markdown_gate
 from modal_eval.compare.paired import paired_difference
 from modal_eval.config.load import resolve
@@ -126,6 +126,18 @@ def test_scores_of_another_scorer_are_incomparable_and_when_and_for_which_k_it_s
             "incomparable", "scorer: the run does not say who scored it; `modal-eval score` scores it again, and says so"
         ),
     }  # fmt: skip
+
+
+def test_the_same_template_in_another_file_of_the_model_is_the_same_and_another_text_is_not():
+    def entry(source, digest):
+        identity = {"prepared": {"chat_template": {"source": source, "sha256": digest}}}
+        return {"identity": identity, "scorer": {"harness": "one"}}
+
+    base = entry("tokenizer_config.json", "a")
+    assert what_differs(base, entry("chat_template.jinja", "a")) == []
+    assert what_differs(base, entry("tokenizer_config.json", "b")) == [
+        "prepared.chat_template.sha256: 'a' in the baseline, 'b' now"
+    ]
 
 
 def test_a_baseline_of_before_scorers_were_kept_says_that_it_has_to_be_made_anew(made, tmp_path):

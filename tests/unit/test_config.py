@@ -121,6 +121,13 @@ def test_a_wrong_yaml_key_names_the_nearest_right_one(tmp_path):
         load_benchmark(str(path))
 
 
+def test_a_yaml_in_another_encoding_is_named_in_one_line(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes("description: für alle\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"mine\.yaml is not UTF-8 at byte 14"):
+        load_benchmark(str(path))
+
+
 def test_a_value_of_several_kinds_is_refused_once_with_what_it_may_be(tmp_path):
     path = tmp_path / "toy.yaml"
     path.write_text("env_id: toy\nvllm: {data_parallel_size: two}\n")

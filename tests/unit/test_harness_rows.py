@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +28,14 @@ from modal_eval.harnesses.adapters.common import (
 from modal_eval.harnesses.adapters.lm_eval_harness_votes import extracted
 from modal_eval.harnesses.adapters.stepping import CURRENT, PAGE, StepPage, marking_task_factory
 
+PACKAGE = Path(__file__).parents[2] / "src" / "modal_eval"
+DIGEST = """
+import sys
+sys.path.insert(0, f"{sys.argv[1]}/modal_eval/harnesses/environments")
+sys.path.insert(0, sys.argv[1])
+from modal_eval.harnesses.adapters.common import digest_of_module
+print(digest_of_module(sys.argv[2]))
+"""
 EXAMPLE = Example(3, [{"role": "user", "content": "hi"}], "42", {"kind": "x"})
 SAID = [{"role": "assistant", "content": "42"}]
 
@@ -170,3 +182,22 @@ def test_how_examples_are_scored_is_no_part_of_what_they_are() -> None:
     assert digests()[0] != digests(answer="b")[0]
     assert digests()[1] == digests(answer="b")[1]
     assert digests()[1] != digests(prompt="q")[1]
+
+
+@pytest.mark.parametrize(
+    "changed", ["harnesses/envkit/equivalence.py", "scoring/battery.py", "harnesses/environments/gsm8k/__init__.py"]
+)
+def test_a_change_of_what_scores_an_environment_of_ours_gives_it_another_digest(tmp_path: Path, changed: str) -> None:
+    copy = tmp_path / "modal_eval"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def digest() -> str:
+        command = [sys.executable, "-c", DIGEST, str(tmp_path), "gsm8k"]
+        return subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path).stdout
+
+    before = digest()
+    assert before == digest()
+    assert before.startswith("sha256:")
+    with (copy / changed).open("a") as file:
+        file.write("# another rule\n")
+    assert digest() != before

@@ -1,6 +1,10 @@
 """What an app on Modal is called, and which settings are refused before Modal is asked."""
 
+import json
 import re
+import shlex
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +12,10 @@ import pytest
 from modal._utils.name_utils import check_tag_dict, is_valid_object_name
 
 from modal_eval.checkpoints import resolve_model
+from modal_eval.cli.deploy import deployable, run_command
 from modal_eval.config.identity import config_identity
 from modal_eval.config.load import benchmark_files, load_benchmark, resolve
-from modal_eval.config.models import BenchmarkConfig, Overrides
+from modal_eval.config.models import BenchmarkConfig, Overrides, RunConfig
 from modal_eval.errors import CheckpointError, ConfigError
 from modal_eval.harnesses.adapter_process import withheld
 from modal_eval.records import PreparedModel
@@ -75,6 +80,27 @@ def test_no_two_server_settings_share_a_name():
     }  # fmt: skip
     names += [name(replace(MODEL, **{field: value})) for field, value in models.items()]
     assert len(set(names)) == len(names) == 1 + len(DIFFERENT) + len(models)
+
+
+def test_the_run_that_deploy_names_asks_for_the_server_that_it_deployed():
+    infra = {"lifetime": 259200, "secrets": [], "gpu": "H100:2", "keep": 0}
+    vllm = {
+        "max_model_len": None,
+        "data_parallel_size": 2,
+        "enforce_eager": True,
+        "extra_args": {"x": {"y": [1, "a b"]}},
+    }
+    given = Overrides.model_validate({"infra": infra, "vllm": vllm, "sampling": {"top_p": 0.5}})
+    deployed = deployable("org/m-1.7B", "gsm8k", given)
+    told = run_command(deployed, "org/m-1.7B", "gsm8k", given)
+    assert told.startswith("modal-eval run -m org/m-1.7B -b gsm8k --infra.target=modal ")
+    assert " --infra.lifetime=259200 " in told
+    assert "keep" not in told, "it is as the benchmark's"
+    typed = [sys.executable, "-m", "modal_eval.cli", *shlex.split(told)[1:], "--dry-run", "--json"]
+    ran = subprocess.run(typed, capture_output=True, text=True, check=True, timeout=60)
+    asked = RunConfig.model_validate(json.loads(ran.stdout))
+    assert plan(asked, MODEL).name == plan(deployed, MODEL).name
+    assert plan(asked, MODEL).name != plan(deployable("org/m-1.7B", "gsm8k", Overrides()), MODEL).name
 
 
 def test_two_machines_never_share_a_name(tmp_path, monkeypatch):
@@ -159,7 +185,7 @@ def test_an_endpoint_cannot_be_kept():
         resolve("m", BenchmarkConfig(env_id="toy"), Overrides.model_validate(asked))
 
 
-@pytest.mark.parametrize("given", [[], "[]", "", ["[]"]])
+@pytest.mark.parametrize("given", [[], "[]", "", ["[]"], [[]]])
 def test_no_secret_can_be_asked_for_on_the_command_line(given):
     assert config(infra={"secrets": given}).infra.secrets == []
     assert config(infra={"secrets": "a, b"}).infra.secrets == ["a", "b"]

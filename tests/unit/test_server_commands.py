@@ -1,4 +1,5 @@
 import json
+import socket
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -103,6 +104,15 @@ def test_a_kept_servers_name_says_which_gpus_it_is_limited_to_and_not_which_it_g
 
     assert name("3") == name("3")
     assert len({name("3"), name("0"), name("0,1")}) == 3
+
+
+def test_equal_kept_servers_of_two_nodes_with_one_home_folder_have_two_names(monkeypatch):
+    asked = config(infra={"target": "node", "environment": sys.executable})
+    here = keeping.name_of(asked, MODEL, say=print)
+    monkeypatch.setattr(socket, "gethostname", lambda: "another-node")
+    there = keeping.name_of(asked, MODEL, say=print)
+    assert there != here
+    assert keeping.folder_of(there) != keeping.folder_of(here)
 
 
 def test_no_key_of_ours_goes_to_the_server(monkeypatch):

@@ -162,6 +162,16 @@ def test_only_the_last_lease_that_is_given_back_ends_a_server():
     assert serving.leases() == []
 
 
+def test_the_lease_of_another_account_stays_when_a_server_of_the_same_name_has_ended():
+    share = {"app": "modal-eval-m-1", "kind": "modal"}
+    theirs = lease("dead", Price(), account="theirs/ci", holder_pid=1, holder_started=1.0, **share)
+    mine = lease("a", Price(), account="mine", **share)
+    assert serving.clean(modal=False).deeds == []
+    assert serving.leases() == [theirs, mine]
+    assert sharing.give_back(mine, lambda _: None)
+    assert serving.leases() == [theirs]
+
+
 def test_a_server_that_could_not_be_ended_keeps_its_leases():
     def refuse(_: str) -> None:
         raise OSError("away")

@@ -6,13 +6,16 @@ import json
 
 import pytest
 
+from modal_eval import serving
 from modal_eval.checkpoints.resolve import label
 from modal_eval.config.jobs import load_jobs
 from modal_eval.config.models import Overrides
 from modal_eval.config.request import SuiteRequest
 from modal_eval.config.suites import load_suite, resolve_suite, serving_key, suite_files
 from modal_eval.errors import ConfigError, IdentityError
-from modal_eval.stages.suites import KEEP_S, Suite, failed, owed
+from modal_eval.processes import OwnedProcess
+from modal_eval.stages.suites import KEEP_S, Suite, failed, give_back, owed
+from tests.support.leases import server_of
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +46,21 @@ def test_the_base_suite_needs_one_server_and_keeps_it_between_its_benchmarks():
 def test_a_server_of_one_benchmark_alone_is_not_kept(tmp_path):
     suite = Suite.open(SuiteRequest(model="m", suite=suite_file(tmp_path, "benchmarks: [demo, gsm8k]")))
     assert [entry.overrides.model_dump() for entry in suite.entries] == [{}, {}]
+
+
+def test_a_kept_server_that_cannot_be_given_back_keeps_no_other_and_no_result(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("MODAL_EVAL_STATE_DIR", str(tmp_path / "state"))
+    suite = Suite.open(SuiteRequest(model="m", suite="base"))
+    ours = {"run_dir": str(suite.run_dir(suite.entries[0])), "kept": True}
+    with OwnedProcess.start(["sleep", "600"]) as unreachable, OwnedProcess.start(["sleep", "600"]) as kept:
+        server_of("a", unreachable, host="another-node", app="vllm-m-1", **ours)
+        server_of("b", kept, **ours)
+        give_back(suite)
+        assert kept.wait(30) is not None
+        assert unreachable.poll() is None
+    assert [one.lease_id for one in serving.leases()] == ["a"]
+    assert "vllm-m-1 could not be given back" in caplog.text
+    assert "`modal-eval stop` ends it" in caplog.text
 
 
 def test_what_is_given_wins_over_the_entry_and_the_entry_over_the_suite(tmp_path):

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from modal_eval.checkpoints.gguf import CHAT_TEMPLATE, check_gguf
-from modal_eval.checkpoints.hub import DESCRIPTION_FILES, WANTED_FILES, fetch
+from modal_eval.checkpoints.hub import DESCRIPTION_FILES, fetch
 from modal_eval.checkpoints.repair import repaired
 from modal_eval.checkpoints.s3 import fetch as fetch_from_s3
 from modal_eval.checkpoints.s3 import is_address
+from modal_eval.checkpoints.s3_objects import loadable
 from modal_eval.checkpoints.templates import folder_template, gguf_template, refuse_chat_without_template
 from modal_eval.checkpoints.weights import check_folder, header_bytes
 from modal_eval.config.models import RunConfig
@@ -144,17 +143,15 @@ def folder_digest(path: Path) -> str:
     Two checkpoints of one run have equal headers, so a sample of each weight file's content goes in as well.
     """
     digest = hashlib.sha256()
-    for file in sorted(loadable_files(path)):
-        digest.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())
+    for file in loadable_files(path):
+        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
         digest.update(header_bytes(file))
     return f"sha256:{digest.hexdigest()}"
 
 
-def loadable_files(path: Path) -> Iterator[Path]:
-    """What an engine may read of a model folder; optimizer states and logs beside it are left out."""
-    patterns = {pattern.lstrip("*") for pattern in WANTED_FILES}
-    for root, _, names in os.walk(path):
-        yield from (Path(root) / name for name in names if Path(name).suffix in patterns)
+def loadable_files(path: Path) -> list[Path]:
+    """What an engine may read of a model folder, sorted, by the rule for S3: no optimizer states, and nothing deeper."""
+    return [path / name for name in loadable(sorted(one.name for one in path.iterdir() if one.is_file()))]
 
 
 STEP = re.compile(r"(?:^|[_-])(?:step|checkpoint)[-_]?(\d+)")

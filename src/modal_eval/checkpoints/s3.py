@@ -8,7 +8,6 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from modal_eval import paths
 from modal_eval.checkpoints import cache
@@ -20,12 +19,11 @@ from modal_eval.checkpoints.s3_objects import (
     Manifest,
     RemoteObject,
     UnreachableError,
+    client_for,
     look,
-    open_client,
 )
 from modal_eval.checkpoints.s3_parts import PART_BYTES, Source, fetch_objects
 from modal_eval.checkpoints.weights import INDEX, PYTORCH_INDEX, refuse_missing
-from modal_eval.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +57,7 @@ def fetch(typed: str, kind: Kind, *, part_bytes: int = PART_BYTES) -> Fetched:
     """
     address = Address.of(typed)
     try:
-        client = _client(address)
+        client = client_for(address)
         manifest = look(client, address, kind)
     except UnreachableError as error:
         if found := _last_copy(address, kind):
@@ -75,16 +73,6 @@ def fetch(typed: str, kind: Kind, *, part_bytes: int = PART_BYTES) -> Fetched:
     _remember(address, kind, manifest, entry)
     cache.keep_until_used(entry, hold)
     return _fetched(address, entry, manifest.objects[0].name, kind, size)
-
-
-def _client(address: Address) -> Any:
-    try:
-        return open_client()
-    except Exception as error:  # a profile that does not exist, an endpoint that is no URL: boto3 has many names for it
-        raise CheckpointError(
-            f"S3 cannot be asked for {address} ({type(error).__name__}); check AWS_PROFILE, AWS_ENDPOINT_URL and the "
-            "region"
-        ) from error
 
 
 def _fill(entry: Entry, source: Source, manifest: Manifest) -> int:

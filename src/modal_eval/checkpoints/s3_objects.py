@@ -24,7 +24,7 @@ CONNECTIONS = 16
 CHECKSUMS = ("CRC64NVME", "CRC32C", "CRC32", "SHA256", "SHA1")
 """Those that S3 keeps, the cheapest to compute first."""
 OTHER_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
-"""Fetched only where there is no safetensors file."""
+"""Loaded only where there is no safetensors file."""
 
 Kind = Literal["folder", "gguf"]
 
@@ -33,6 +33,10 @@ class UnreachableError(CheckpointError):
     """S3 did not answer at all: a copy from before may do, or another try."""
 
     retryable = True
+
+
+class RefusedError(CheckpointError):
+    """S3 answered and gave nothing: rights, credentials, its own trouble. It may pass, and tells nothing of the content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +140,18 @@ def open_client(service: Literal["s3", "sqs"] = "s3", access: Access | None = No
     return session.client(service, endpoint_url=access.endpoint_url, config=config)
 
 
+def client_for(address: Address, access: Access | None = None) -> Any:
+    """A client for S3. Raises `CheckpointError` in one line where a setting is wrong before anything is asked."""
+    try:
+        return open_client("s3", access)
+    except Exception as error:  # a profile that does not exist, an endpoint that is no URL: boto3 has many names for it
+        given = ", and what the block gives in their place" if access and access != Access() else ""
+        raise CheckpointError(
+            f"S3 cannot be asked for {address} ({type(error).__name__}); check AWS_PROFILE, AWS_ENDPOINT_URL (with its "
+            f"http:// or https://) and the region{given}"
+        ) from error
+
+
 def look(client: Any, address: Address, kind: Kind) -> Manifest:
     """List the model at `address` and ask for each object's checksum.
 
@@ -159,14 +175,19 @@ def wanted(names: list[str], address: Address, kind: Kind) -> list[str]:
             return found
         choice = f"it has {', '.join(found[:5])}: give one of them by its whole address" if found else "it has none"
         raise CheckpointError(f"llama.cpp loads one GGUF file, and {address} names none ({choice})")
-    patterns = WANTED_FILES if any(name.endswith(".safetensors") for name in names) else (*WANTED_FILES, *OTHER_WEIGHTS)
-    found = [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+    found = loadable(names)
     if not found:
         raise CheckpointError(
             f"{address} has {len(names)} objects and none of a model ({', '.join(names[:3])} …); give the address of "
             "the folder with config.json"
         )
     return found
+
+
+def loadable(names: list[str]) -> list[str]:
+    """Of the files right in a model's folder, those that an engine loads: on S3 and on a disk alike."""
+    patterns = WANTED_FILES if any(name.endswith(".safetensors") for name in names) else (*WANTED_FILES, *OTHER_WEIGHTS)
+    return [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
 
 
 def part_sizes(client: Any, address: Address, one: RemoteObject, *, exactly: bool = False) -> list[int]:
@@ -237,9 +258,9 @@ def one_line(address: Address) -> Iterator[None]:
     try:
         yield
     except boto.ClientError as error:
-        raise CheckpointError(_client_error(error, address)) from error
+        raise RefusedError(_client_error(error, address)) from error
     except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
-        raise CheckpointError(
+        raise RefusedError(
             f"no credentials for {address}; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         ) from error
     except (boto.HTTPClientError, boto.ConnectionError) as error:  # nobody there, a broken line, a time-out
@@ -250,7 +271,7 @@ def one_line(address: Address) -> Iterator[None]:
     except boto.ParamValidationError as error:
         raise CheckpointError(f"{address} is no address that S3 could have; write s3://BUCKET/PREFIX/") from error
     except boto.BotoCoreError as error:
-        raise CheckpointError(
+        raise RefusedError(
             f"S3 cannot be asked for {address} ({type(error).__name__}); check the AWS settings of this machine with "
             "`aws sts get-caller-identity`"
         ) from error

@@ -162,7 +162,7 @@ def header_bytes(file: Path) -> bytes:
     """What identifies a file's content without reading gigabytes: small files whole, weights by header and samples."""
     size = file.stat().st_size
     with file.open("rb") as opened:
-        if file.suffix != ".safetensors" or size <= SAMPLES * SAMPLE_BYTES:
+        if file.suffix not in (".safetensors", ".bin") or size <= SAMPLES * SAMPLE_BYTES:
             return hashlib.file_digest(opened, "sha256").digest()
         digest = hashlib.sha256(opened.read(SAMPLE_BYTES))
         for part in range(1, SAMPLES + 1):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+import shlex
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -31,7 +34,8 @@ def command(
     `infra.lifetime` whoever comes first. Without a call for `infra.scaledown_window` seconds Modal takes its GPU back; the
     next call brings it again. A server of this machine has its GPU all the time.
     """
-    config = deployable(model, benchmark, typed(overrides))
+    given = typed(overrides)
+    config = deployable(model, benchmark, given)
     if dry_run:
         return show(config, as_json=json)
     on_modal = config.infra.target == "modal"
@@ -50,8 +54,7 @@ def command(
     needs = f"; calls need the key in {facts['key_file']}" if on_modal else ""
     talk.print(
         f"{lease.app} serves {prepared.served_name} until {moment(lease.deadline or 0)}{needs}.\n"
-        f"`modal-eval run -m {model} -b {benchmark} --infra.target={config.infra.target}` with the same server settings uses "
-        f"it, `modal-eval stop -m {model}` ends it.",
+        f"`{run_command(config, model, benchmark, given)}` uses it, `modal-eval stop -m {model}` ends it.",
         soft_wrap=True,
     )
     return EXIT_DONE
@@ -68,6 +71,30 @@ def deployable(model: str, benchmark: str, overrides: Overrides) -> RunConfig:
     if target == "auto":
         raise ConfigError("infra.target=auto: a server that stays has one place; deploy with modal, local or node")
     return resolve(model, load_benchmark(benchmark), Overrides.model_validate(given))
+
+
+def run_command(config: RunConfig, model: str, benchmark: str, overrides: Overrides) -> str:
+    """The run that asks for the server of `config`: a setting that it left out could make it ask for another one."""
+    held = load_benchmark(benchmark).model_dump(mode="json")
+    given = overrides.model_dump(mode="json", exclude_unset=True)
+    infra = {**given.pop("infra", {}), "target": config.infra.target}
+    words = ["modal-eval", "run", "-m", model, "-b", benchmark, f"--infra.target={infra.pop('target')}"]
+    for section, values in {"infra": infra, **given}.items():
+        if section in ("infra", "vllm", "eval"):  # the others are no server's
+            words += options({key: value for key, value in values.items() if value != held[section][key]}, section)
+    return shlex.join(words)
+
+
+def options(values: dict[str, Any], prefix: str) -> Iterator[str]:
+    """Settings as they are typed behind a command: `--infra.lifetime=600`."""
+    for key, value in values.items():
+        name = f"{prefix}.{key}"
+        if name == "vllm.extra_args":
+            yield from options(value, name)
+        elif isinstance(value, list) and not prefix.startswith("vllm.extra_args"):
+            yield f"--{name}={','.join(map(str, value)) or '[]'}"
+        else:
+            yield f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
 
 
 def show(config: RunConfig, *, as_json: bool) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -219,10 +220,25 @@ def prefect() -> Finding:
     url = os.environ.get("PREFECT_API_URL")
     if not url:
         return Finding(what, "ok", "embedded", "", ())
+    asked = [f"{url.rstrip('/')}/{path}" for path in ("health", "admin/version")]  # its health it tells everybody
     try:
-        answered = httpx.get(f"{url.rstrip('/')}/health", timeout=TIMEOUT_S).status_code == httpx.codes.OK
+        health, version = (httpx.get(one, headers=prefect_password(), timeout=TIMEOUT_S).status_code for one in asked)
     except httpx.HTTPError:
-        answered = False
-    if answered:
+        health = version = 0
+    if {health, version} & {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
+        mend = "set PREFECT_API_AUTH_STRING=USER:PASSWORD as the server has it"
+        return Finding(what, "missing", "it lets nobody in without its password", mend, ALL)
+    if health == httpx.codes.OK:
         return Finding(what, "ok", "answers", "", ALL)
     return Finding(what, "missing", "PREFECT_API_URL does not answer", "start it, or unset PREFECT_API_URL", ALL)
+
+
+def prefect_password() -> dict[str, str]:
+    """The header by which Prefect's own client is let in, where it is told how."""
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY  # slow to import
+
+    if password := PREFECT_API_AUTH_STRING.value():
+        return {"Authorization": f"Basic {b64encode(password.encode()).decode()}"}
+    if key := PREFECT_API_KEY.value():
+        return {"Authorization": f"Bearer {key}"}
+    return {}

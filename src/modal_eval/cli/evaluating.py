@@ -26,6 +26,9 @@ from modal_eval.stages import publishing
 from modal_eval.stages.opening import open_run, plan_run
 from modal_eval.stages.serving import teardown_all
 
+REFUSED = (401, 403)
+"""Statuses of a Prefect server that does not know who asks."""
+
 
 def evaluate(request: RunRequest, *, as_json: bool) -> int:
     """Run the flow for `request`, show it, print its result and return the exit code."""
@@ -146,20 +149,33 @@ def require_prefect(what: str) -> str:
 def configured_prefect() -> str | None:
     """URL of the Prefect API that the environment or Prefect's profile names.
 
-    Raises `ServerError` when it does not answer: then no run folder is made that nobody would finish.
+    Raises `ServerError` when it does not answer or lets us do nothing: then no run folder is made that nobody would finish.
     """
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")  # the automation for dead runs waits for four
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "9")  # a run that ends waits 17 minutes for an absent server
     from prefect.client.orchestration import get_client  # slow to import, and no other command needs it
-    from prefect.settings import PREFECT_API_URL
+    from prefect.exceptions import PrefectHTTPStatusError
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
 
     api_url: str | None = PREFECT_API_URL.value()
     if not api_url:
         return None
     with get_client(sync_client=True) as client:
         fault = client.api_healthcheck()
+        if fault is None:
+            try:
+                client.api_version()  # its health it tells everybody, whoever they say they are
+            except PrefectHTTPStatusError as error:
+                fault = error if error.response.status_code in REFUSED else None
+    if isinstance(fault, PrefectHTTPStatusError) and fault.response.status_code in REFUSED:
+        given = "is another than its own" if PREFECT_API_AUTH_STRING.value() else "is not set"
+        raise ServerError(
+            f"the Prefect server at PREFECT_API_URL={api_url} lets nobody in without a password (HTTP "
+            f"{fault.response.status_code}), and PREFECT_API_AUTH_STRING {given}; set PREFECT_API_AUTH_STRING=USER:PASSWORD as the "
+            "server has it"
+        )
     if fault:
         raise ServerError(
             f"the Prefect server at PREFECT_API_URL={api_url} does not answer ({fault}); start it, or unset PREFECT_API_URL "

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import httpx
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, validators
 from rich.table import Table
 
 from modal_eval import paths
@@ -42,7 +42,14 @@ def add(
     *,
     name: Annotated[str | None, Parameter(name="--name", help="How it is called here; else as its host.")] = None,
     user: Annotated[str | None, Parameter(name="--user", help="User there; else as ssh is configured.")] = None,
-    port: Annotated[int | None, Parameter(name="--port", help="Port of its sshd; else as ssh is configured.")] = None,
+    port: Annotated[
+        int | None,
+        Parameter(
+            name="--port",
+            validator=validators.Number(gte=1, lte=65535),
+            help="Port of its sshd; else as ssh is configured.",
+        ),
+    ] = None,
     home: Annotated[
         str | None, Parameter(name="--home", help="Absolute path of the checkout there; else that of this one.")
     ] = None,
@@ -58,7 +65,12 @@ def add(
     queue: Annotated[
         list[str] | None, Parameter(name="--queue", help="Only this queue; may be given again. Else all by priority.")
     ] = None,
-    limit: Annotated[int, Parameter(name="--limit", help="Runs at a time; GPUs are shared by their leases.")] = 8,
+    limit: Annotated[
+        int,
+        Parameter(
+            name="--limit", validator=validators.Number(gte=1), help="Runs at a time; GPUs are shared by their leases."
+        ),
+    ] = 8,
     min_free: Annotated[float, Parameter(name="--min-free", help="Least free disk under the checkout, in GB.")] = 5,
     api_url: Annotated[
         str | None, Parameter(name="--api-url", help="The Prefect API as the node reaches it; else PREFECT_API_URL.")
@@ -81,16 +93,17 @@ def add(
     there = Host(host, user, port)
     facts = ready(there, home, python, min_free, install=install)
     arguments = ["--pool", pool, "--name", name, "--limit", str(limit), *(f"--queue={one}" for one in queue or [])]
+    node = from_checkout("blocks").Node(  # checks what it holds, and so before anything is started
+        host=host, user=user, port=port, home=home, python=python, work_pool=pool, work_queues=queue or [], limit=limit,
+        systemd=facts.has_systemd, revision=facts.revision or None, gpus=list(facts.gpus),
+    )  # fmt: skip
     service = Service.of(there, name, home, python, tuple(arguments), systemd=facts.has_systemd)
     with gone_if_not_added(name, service):
         began = datetime.now(UTC)
         notes = service.start(variables)
         wait_until_online(pool, name, began, service)
         from_checkout("blocks").register_all()
-        from_checkout("blocks").Node(
-            host=host, user=user, port=port, home=home, python=python, work_pool=pool, work_queues=queue or [], limit=limit,
-            systemd=facts.has_systemd, revision=facts.revision or None, gpus=list(facts.gpus),
-        ).save(name, overwrite=True)  # fmt: skip
+        node.save(name, overwrite=True)
     kind = "a systemd user unit" if facts.has_systemd else "a supervised process"
     data.print(f"{name}: modal-eval {facts.version}, {gpus_text(facts.gpus)}, {pool}, {kind}", soft_wrap=True)
     for note in notes:
@@ -193,15 +206,31 @@ def drain(name: Name, /) -> int:
 
 
 @command.command
-def remove(name: Name, /) -> int:
+def remove(
+    name: Name,
+    /,
+    *,
+    forget: Annotated[
+        bool,
+        Parameter(name="--forget", help="Only forget it, and do not go there: the machine is gone or was set up anew."),
+    ] = False,
+) -> int:
     """Stop a node's worker, remove its service and forget the node. Its runs give their servers back and count as crashed.
 
     `node drain` first lets them finish. The checkout on the node stays.
     """
     require_prefect("a node")
-    service_of(name, one(name)).remove()
+    node = one(name)
+    if not forget:
+        try:
+            service_of(name, node).remove()
+        except NodeError as error:
+            raise NodeError(
+                f"{error}\nA machine that is gone needs no more: `modal-eval node remove {name} --forget`"
+            ) from error
     from_checkout("blocks").Node.delete(name)
-    data.print(f"{name} is removed")
+    became = "forgotten; a worker of it that still runs goes on" if forget else "removed"
+    data.print(f"{name} is {became}", soft_wrap=True)
     return EXIT_DONE
 
 
@@ -284,8 +313,8 @@ def secrets_of_prefect() -> dict[str, str]:
     """What a worker needs to be let in by the server, where it asks for something."""
     from prefect.settings import PREFECT_API_AUTH_STRING
 
-    secret = PREFECT_API_AUTH_STRING.value()
-    return {"PREFECT_API_AUTH_STRING": secret.get_secret_value()} if secret else {}
+    password = PREFECT_API_AUTH_STRING.value()
+    return {"PREFECT_API_AUTH_STRING": password} if password else {}
 
 
 def pairs(given: list[str]) -> dict[str, str]:

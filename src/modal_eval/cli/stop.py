@@ -48,7 +48,7 @@ def command(
     elif not (done.deeds or done.faults):
         talk.print("Nothing to stop: no server of a dead run is left. `modal-eval stop --all` also ends live ones.")
     for deed in done.deeds:
-        if deed.outcome == "stopped":
+        if deed.outcome in ("stopped", "left alone"):
             talk.print(str(deed), soft_wrap=True)
     for fault in done.faults:
         complain(fault)

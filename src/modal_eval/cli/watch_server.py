@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from modal_eval.checkpoints.s3_objects import Address
 from modal_eval.checkpoints.watching import Outcome, Watcher
 from modal_eval.cli.output import talk
-from modal_eval.errors import ModalEvalError
+from modal_eval.errors import ConfigError, ModalEvalError
 
 logger = logging.getLogger(__name__)
 
@@ -113,9 +113,20 @@ def serve(watcher: Watcher, token: str, *, host: str, port: int, interval_s: flo
     """Serve until SIGINT or SIGTERM, and look every `interval_s` at what was not whole yet."""
     # Neither access log nor server header: a log line says nothing that ours do not, and could hold what a caller sent.
     config = uvicorn.Config(make_app(watcher, token), log_level="warning", access_log=False, server_header=False)
-    with socket.create_server((host, port)) as listening, _second_looks(watcher, interval_s):
+    with _listen(host, port) as listening, _second_looks(watcher, interval_s):
         talk.print(f"Listening on http://{host}:{listening.getsockname()[1]}/checkpoints", soft_wrap=True)
         uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port))
+    except (OSError, OverflowError, UnicodeError) as error:  # taken or not ours; beyond 65535; no name of a host
+        reason = str(getattr(error, "strerror", None) or error).partition(" (while")[0]  # the address is said once
+        raise ConfigError(
+            f"cannot listen on {host}:{port} ({reason}); give --port one that is free (0 finds one) and --host an IPv4 "
+            "address of this machine"
+        ) from error
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 from modal_eval import paths
 from modal_eval.cli.evaluating import require_prefect
@@ -27,7 +27,12 @@ def command(
         list[str] | None, Parameter(name="--queue", help="Only from this queue; may be given again. Else from all.")
     ] = None,
     name: Annotated[str | None, Parameter(name="--name", help="How it is called; else as this machine.")] = None,
-    limit: Annotated[int, Parameter(name="--limit", help="Runs at a time. GPUs are shared by their leases.")] = 8,
+    limit: Annotated[
+        int,
+        Parameter(
+            name="--limit", validator=validators.Number(gte=1), help="Runs at a time. GPUs are shared by their leases."
+        ),
+    ] = 8,
     grace: Annotated[
         float, Parameter(name="--grace", help="Seconds that runs get to give their servers back when it is stopped.")
     ] = 120,

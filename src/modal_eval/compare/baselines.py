@@ -18,8 +18,9 @@ from modal_eval.results.rows import is_scored, latest_rows, read_rows
 from modal_eval.results.run_folder import Run, now
 
 NAME = r"[A-Za-z0-9][\w.-]*"
-OF_THE_MODEL = ("model", "prepared.model")
-"""What may differ between a run and its baseline: the model is the question."""
+OF_THE_MODEL = ("model", "prepared.model", "prepared.chat_template.source")
+"""What may differ between a run and its baseline: the model is the question. One text of a template stands in this file of
+one model and in that file of another."""
 
 Entry = dict[str, Any]
 """One benchmark of a baseline: `identity`, `scorer`, `scores`, `avg_reward`, `run_id`."""

@@ -41,7 +41,7 @@ class Section(BaseModel):
 def names_of(value: Any) -> Any:
     """`--infra.secrets=a,b` and `--infra.secrets=[]` say what the YAML's lists say."""
     if isinstance(value, list):
-        return [name for item in value for name in (names_of(item) if isinstance(item, str) else [item])]
+        return [name for item in value for name in (names_of(item) if isinstance(item, str | list) else [item])]
     if isinstance(value, str):
         return [name for part in value.strip("[] ").split(",") if (name := part.strip())]
     return value
@@ -71,8 +71,9 @@ class InfraConfig(Section):
     """Longest time that one call to the server may take, redirects included, in seconds."""
     gpu_hour_price: Annotated[float, Field(ge=0)] | None = None
     """Price of one GPU for an hour; with it a run reports its cost."""
-    silence_timeout: Annotated[float, Field(gt=0)] = 1800
-    """A call on which the server sends nothing for this long is made again, in seconds."""
+    silence_timeout: Annotated[float, Field(gt=0)] | None = None
+    """A call on which the server sends nothing for this long is made again, in seconds; null is `timeout`, because an answer
+    that is not streamed comes whole at its end."""
     outage_timeout: Annotated[float, Field(gt=0)] = 600
     """Longest time that a server may be away or too busy before the run is given up for a resume, in seconds."""
     startup_timeout: Annotated[int, Field(ge=1)] = 1800
@@ -188,7 +189,8 @@ class EvalConfig(Section):
     """The k of pass@k, pass^k and maj@k; null takes the powers of two up to `rollouts`, and `rollouts` itself. None may
     be above `rollouts`."""
     scoring_workers: Annotated[int, Field(ge=1)] | None = None
-    """Sandboxes that score side by side after the server is given back; null takes one a processor core."""
+    """Sandboxes in which EvalPlus and lm-eval score side by side once the server is given back; null takes one a processor
+    core."""
     harness_api: Literal["auto", "legacy", "v1"] = "auto"
     """verifiers' interface: `legacy` has `load_environment()`, `v1` has tasksets; `auto` asks the package."""
     environment: str | None = None

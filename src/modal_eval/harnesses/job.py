@@ -9,10 +9,8 @@ from typing import Any, Literal
 
 HarnessApi = Literal["auto", "legacy", "v1"]
 Phase = Literal["generate", "score", "both"]
-"""`generate` leaves rows pending, `score` makes pending rows whole from the journal, `both` does it at once."""
-
-SCORES_LATER = frozenset({"evalplus", "lm_eval"})
-"""Harnesses that generate everything first: no GPU waits for their scoring."""
+"""`generate` leaves rows pending where scoring takes long, so that no GPU waits for it, `score` makes pending rows whole from
+the journal, `both` does it at once. EvalPlus and lm-eval score later, and so do verifiers environments that say so."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,17 @@ from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
 from modal_eval import paths
+from modal_eval.records import SERVER_KEY_PREFIX
 
 Kind = Literal["secret", "path", "host", "url"]
 
 SECRET_NAME = re.compile(
     r"(?i)token|secret|passw|api_?key|access_?key|private_?key|credential|authorization|auth_string"
 )
+SECRET_KEY = re.compile(
+    r"(?i)(?:^|[_-])(?:token|secret|passw(?:or)?d|(?:api|access|private)_?key|credentials?|authorization)$"
+)
+"""Of a document of ours."""
 ESCAPED = rb"(?<=\\[nrtbf])"
 """In JSON text a line's first word stands directly behind the `n` of its escaped newline."""
 SECRET_FORMS = re.compile(
@@ -36,6 +41,9 @@ USER_INFO = re.compile(r"://[^/\s:@]*:([^@/\s]+)@")
 
 SHORTEST_SECRET = 8
 """A shorter value, such as `EMPTY` or `true`, guards nothing and may be an ordinary word of an answer."""
+SECRET_VALUE = re.compile(rf"(?:Bearer )?[\w.~+/=:-]{{{SHORTEST_SECRET},}}")
+WORD = re.compile(r"[A-Za-z]+")
+"""Another's host or bucket called `server` or `data` is private as part of an address, and elsewhere a word of an answer."""
 NOBODYS_HOSTS = {"localhost", "127.0.0.1", "::1", "0.0.0.0", ""}  # noqa: S104 - names that are to be left alone
 PUBLIC_HOSTS = {"huggingface.co", "github.com", "arxiv.org"}
 NOBODYS_PATHS = {"/", "/tmp", "/usr", "/usr/local", "/opt", "/home", "/var", "/var/tmp", "/mnt", "/data"}  # noqa: S108
@@ -57,10 +65,12 @@ class Needle:
 
     def pattern(self) -> bytes:
         words = b"|".join(re.escape(form) for form in sorted(self.forms(), key=len, reverse=True))
-        if self.kind == "secret" or (self.kind == "url" and ":" in self.value):
+        if self.kind == "secret" or (self.kind == "url" and ":" in self.value and "://" not in self.value):
             return rb"(?:%s)" % words
         if self.kind == "path" and self.value.count("/") > 1:
             return rb"(?:%s)" % words
+        if "://" in self.value:
+            return rb"(?:%s)(?![\w-])" % words
         after = rb"(?![\w.-]*\w)" if self.kind == "path" else rb"(?![\w-])"
         return rb"(?:(?<![\w.-])|%s)(?:%s)%s" % (ESCAPED, words, after)
 
@@ -69,6 +79,7 @@ def needles(run_dir: Path, documents: Mapping[str, Any], token: str, key_env: st
     """Everything known to be private: of this machine, of this process, and what the run's own `documents` name."""
     found = [Needle("secret", "the Hub's token", token), *_secrets(key_env), *_hosts(), *_places(run_dir)]
     for name, document in documents.items():
+        found += _secrets_in(document, name)
         for text in strings(document):
             found += _named_in(text, name)
     unique = {needle.value: needle for needle in reversed(found)}
@@ -77,18 +88,31 @@ def needles(run_dir: Path, documents: Mapping[str, Any], token: str, key_env: st
 
 def _secrets(key_env: str | None) -> Iterator[Needle]:
     for name, value in os.environ.items():
-        if (SECRET_NAME.search(name) or name == key_env) and len(value) >= SHORTEST_SECRET:
+        known = SECRET_NAME.search(name) or name == key_env or name.startswith(SERVER_KEY_PREFIX)
+        if known and len(value) >= SHORTEST_SECRET:
             yield Needle("secret", f"the value of ${name}", value)
         for password in USER_INFO.findall(value):
             if len(password) >= SHORTEST_SECRET:
                 yield Needle("secret", f"the password in ${name}", password)
 
 
+def _secrets_in(value: Any, document: str) -> Iterator[Needle]:
+    """What stands under a key such as `judge_api_key`; `api_key_env` names a variable, and `eos_token` is `<|im_end|>`."""
+    if isinstance(value, dict):
+        for key, one in value.items():
+            if isinstance(one, str) and SECRET_KEY.search(str(key)) and SECRET_VALUE.fullmatch(one):
+                yield Needle("secret", f"{key} of {document}", one)
+            else:
+                yield from _secrets_in(one, document)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _secrets_in(one, document)
+
+
 def _hosts() -> Iterator[Needle]:
     for name in {socket.gethostname(), os.uname().nodename} - NOBODYS_HOSTS:
-        yield Needle("host", "this machine's host name", name)
-        if (short := name.partition(".")[0]) not in NOBODYS_HOSTS:
-            yield Needle("host", "this machine's host name", short)
+        for each in {name, name.partition(".")[0]} - NOBODYS_HOSTS:
+            yield Needle("host", "this machine's host name", each)
 
 
 def _places(run_dir: Path) -> Iterator[Needle]:
@@ -113,10 +137,10 @@ def _named_in(text: str, document: str) -> Iterator[Needle]:
         if where.scheme == "file":
             yield Needle("path", f"a path of {document}", where.path)
             continue
-        if where.netloc not in NOBODYS_HOSTS | PUBLIC_HOSTS:
-            yield Needle("url", f"an address of {document}", where.netloc)
-        if (host := where.hostname or "") not in NOBODYS_HOSTS | PUBLIC_HOSTS:
-            yield Needle("url", f"a host of {document}", host)
+        for what, place in (("an address", where.netloc), ("a host", where.hostname or "")):
+            if place not in NOBODYS_HOSTS | PUBLIC_HOSTS:
+                named = f"{where.scheme}://{place}" if WORD.fullmatch(place) else place
+                yield Needle("url", f"{what} of {document}", named)
     rest = URL.sub(" ", text)
     whole = [rest] if re.fullmatch(r"(~|\.{1,2})?/\S*", rest) else []
     for path in {*(match.rstrip("/") for match in PATH.findall(rest)), *whole} - NOBODYS_PATHS:

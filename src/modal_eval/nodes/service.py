@@ -75,11 +75,20 @@ loginctl enable-linger "$(id -un)" 2> /dev/null || echo "linger=no"
 """
 SYSTEMD_SIGNAL = r"""
 export XDG_RUNTIME_DIR="/run/user/$(id -u)"
+if_loaded() {
+  said=$(systemctl --user "$@" 2>&1) && return 0
+  code=$?
+  case $said in *"not loaded"*) return 0 ;; esac
+  echo "$said" >&2
+  return $code
+}
+systemctl --user disable -q "$1"
 case $2 in
-  drain) systemctl --user disable -q "$1"; systemctl --user kill --kill-whom=main -s USR1 "$1" ;;
-  stop) systemctl --user disable -q "$1"; systemctl --user stop "$1" ;;
+  drain) if_loaded kill --kill-whom=main -s USR1 "$1" ;;
+  stop) if_loaded stop "$1" ;;
 esac
 """
+"""A unit that systemd does not know has ended."""
 SUPERVISED_START = r"""
 set -e
 python=$1; supervisor=$2; folder=$3; home=$4; shift 4

@@ -20,6 +20,8 @@ START_TIMEOUT_S = 120.0
 """Opening a journal of a million calls takes seconds; a folder on a slow network share, longer."""
 CONTROL_TIMEOUT_S = 30.0
 GRACE_S = 5.0
+NO_LOGINS = {"NETRC": os.devnull}
+"""The key of `infra.api_key_env` is the one that goes upstream: a `~/.netrc` with a login for the same host gets into its way."""
 
 
 class Proxy:
@@ -43,7 +45,7 @@ class Proxy:
         settings.log_path.parent.mkdir(parents=True, exist_ok=True)
         process = OwnedProcess.start(
             [sys.executable, "-m", "modal_eval.proxy"],
-            log_path=settings.log_path, stdin_pipe=True, stdout_pipe=True, grace_s=GRACE_S,
+            log_path=settings.log_path, env=os.environ | NO_LOGINS, stdin_pipe=True, stdout_pipe=True, grace_s=GRACE_S,
         )  # fmt: skip
         try:
             return cls(process, first_word(process, settings)["port"], settings)

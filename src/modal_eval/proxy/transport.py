@@ -65,6 +65,8 @@ class Transport:
                 )
         except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
             raise of_wire(error) from error
+        except ValueError as error:  # a request that cannot be made at all, whatever the server does
+            raise Fault("request", f"the request cannot be sent: {error}", "final") from error
 
     async def close(self) -> None:
         for session in self._sessions.values():

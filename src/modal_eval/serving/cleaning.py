@@ -21,7 +21,7 @@ from modal_eval.serving.servers import Server, here, servers
 
 logger = logging.getLogger(__name__)
 
-Outcome = Literal["stopped", "not stopped", "would be stopped"]
+Outcome = Literal["stopped", "not stopped", "would be stopped", "left alone"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +111,9 @@ def stop_dead(server: Server) -> Iterator[Deed]:
         else:
             ended = [stop_if_dead(lease) for lease in server.leases or server.processes]
             gone = all(ended)
+    except modal_servers.OtherAccountError as error:  # as of another host: theirs to end
+        yield replace(deed_of(server, "left alone"), reason=f"{server.why_not_live}, and {error}")
+        return
     except (ModalEvalError, OSError) as error:
         logger.warning("%s stays for now: %s", server.name, error)
         yield deed_of(server, "not stopped", str(error))
@@ -120,9 +123,10 @@ def stop_dead(server: Server) -> Iterator[Deed]:
 
 
 def forget_dead(server: Server, *, dry: bool) -> None:
-    """Drop the leases of dead runs on a server that others use."""
+    """Drop the leases of dead runs on a server that others use, under the same account if it is on Modal."""
+    used = {one.account for one in server.leases if is_live(one)}
     for lease in server.leases:
-        if server.app and not dry and not is_live(lease):
+        if server.app and not dry and not is_live(lease) and lease.account in used:
             with contextlib.suppress(ModalEvalError, OSError):
                 stop_if_dead(lease)
 

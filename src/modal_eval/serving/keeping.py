@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -56,13 +57,14 @@ def folder_of(name: str) -> Path:
 
 
 def name_of(config: RunConfig, model: PreparedModel, *, say: Callable[[str], None]) -> str:
-    """`ENGINE-MODEL-HASH`: equal for equal servers of equal weights and for no others."""
+    """`ENGINE-MODEL-HASH`: equal for equal servers of equal weights on one host, and for no others."""
     engine = engine_of(config)
     python = engine.environment(config, say=say)
     stamp = python.parent.parent / environments.STAMP
     seen = engine.variables(python, config, 0)
     content = {
         "version": VERSION,
+        "host": socket.gethostname(),  # nodes with one home folder see each other's state and leases
         "command": engine.command(python, config, model, 0),
         "environment": stamp.read_text() if stamp.is_file() else None,
         "weights": [model.revision, model.digest],

@@ -44,6 +44,7 @@ def take_lease(
     deadline: float | None = None,
     keep_s: float = 0.0,
     price: Price = UNKNOWN,
+    account: str = "",
 ) -> Lease:
     """Write the lease of a server that is about to be started, or of a share in the one that is called `app`."""
     lease = Lease(
@@ -66,6 +67,7 @@ def take_lease(
         hour_price=price.an_hour,
         price_is_estimate=price.is_estimate,
         keep_s=keep_s,
+        account=account,
     )
     write_lease(lease)
     return lease

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import functools
+import hashlib
 import io
 import os
 import threading
@@ -50,6 +51,15 @@ def configured() -> bool:
     """Whether this user has said who they are on Modal; needs neither Modal's package nor a network."""
     file = Path(os.environ.get("MODAL_CONFIG_PATH") or "~/.modal.toml").expanduser()
     return bool(os.environ.get("MODAL_TOKEN_ID")) or file.is_file()
+
+
+def account() -> str:
+    """Who asks, and in which environment, as a lease may say it: a digest of the token's id, never the token."""
+    from modal.config import config
+
+    digest = hashlib.sha256(str(config.get("token_id") or "").encode()).hexdigest()[:8]
+    environment = config.get("environment")
+    return f"{digest}/{environment}" if environment else digest
 
 
 def require_account() -> None:
@@ -137,21 +147,22 @@ def set_tags(app: str, tags: dict[str, str]) -> None:
     _on_app(app, lambda found: found.set_tags.aio(tags), f"Modal does not take the tags of {app}")
 
 
-def stop(app: str) -> None:
-    """Stop `app` with all its containers. May be called twice."""
-    _on_app(app, lambda found: found.stop.aio(), f"Modal does not stop {app}")
+def stop(app: str) -> bool:
+    """Stop `app` with all its containers; returns whether this account has such an app. May be called twice."""
+    return _on_app(app, lambda found: found.stop.aio(), f"Modal does not stop {app}")
 
 
-def _on_app(name: str, work: Callable[[modal.App], Coroutine[Any, Any, None]], what: str) -> None:
+def _on_app(name: str, work: Callable[[modal.App], Coroutine[Any, Any, None]], what: str) -> bool:
     import modal
 
-    async def ask() -> None:
+    async def ask() -> bool:
         try:
             await work(await modal.App.lookup.aio(name))
         except modal.exception.NotFoundError:
-            return
+            return False
+        return True
 
-    _ask(ask, ASK_S, what)
+    return _ask(ask, ASK_S, what)
 
 
 def last_log_lines(app: str, lines: int) -> str:

@@ -46,6 +46,12 @@ FAILURES = 3
 """So many answers of 500 in a row while it starts: its container fails."""
 DEPLOYED = "deployed"
 """Holder of an app that `modal deploy` made: it has no lease here, and outlives every run until its deadline."""
+IDLE_S = 86400.0
+"""So long after its deadline no app has a GPU any more: nobody has called it for longer than any `infra.scaledown_window`."""
+
+
+class OtherAccountError(ServerError):
+    """A server that another account than ours has on Modal: only that one can say whether it is there."""
 
 
 def start(
@@ -85,7 +91,7 @@ def acquire(
     with sharing.lock(name):
         lease = take_lease(
             run_dir, model_id, new_lease_id(), kind="modal", app=name, since=sharing.beginning(name), deadline=deadline,
-            keep_s=keep_s, price=price,
+            keep_s=keep_s, price=price, account=modal_calls.account(),
         )  # fmt: skip
         try:
             url = modal_calls.web_url(name, modal_app.FUNCTION)
@@ -134,7 +140,7 @@ def _adopt(lease: Lease) -> None:
     """Give an app that somebody deployed by hand a lease of its own, so that no run stops it before its deadline."""
     others = others_of(lease)
     for one in others:
-        if not is_live(one):
+        if not is_live(one) and not _is_foreign(one):
             drop_lease(one)
     for app in [] if others else modal_calls.live_apps(lease.app):
         if app.tags.get("holder") == DEPLOYED and app.deadline:
@@ -224,10 +230,28 @@ def tags_of(lease: Lease, price: Price) -> dict[str, str]:
 def release(lease: Lease) -> None:
     """Give back one lease; the last one stops the app.
 
-    Raises `ServerError` when Modal cannot be asked; the lease stays then, for the next run or `modal-eval stop`.
+    Raises `ServerError` when Modal cannot be asked, and `OtherAccountError` when the app was deployed under another login
+    and ours does not find it; the lease stays then, for the next run or `modal-eval stop`.
     """
     with sharing.lock(lease.app):
-        sharing.give_back(lease, _stop)
+        sharing.give_back(lease, lambda _: _stop_of(lease))
+
+
+def _stop_of(lease: Lease) -> None:
+    """Stop the lease's app, by whichever login finds it: an account may have several."""
+    found = modal_calls.stop(lease.app)
+    over = lease.deadline is not None and lease.deadline + IDLE_S < time.time()
+    if not found and _is_foreign(lease) and not over:
+        raise OtherAccountError(
+            f"it was deployed under another login or environment of Modal ({lease.account}) than this one "
+            f"({modal_calls.account()}), where there is no such app; `modal-eval stop` there ends it, and without a call "
+            "Modal takes its GPU back after infra.scaledown_window"
+        )
+    modal_keys.forget(lease.app)
+
+
+def _is_foreign(lease: Lease) -> bool:
+    return lease.account not in ("", modal_calls.account())
 
 
 def _stop(app: str) -> None:
@@ -239,7 +263,7 @@ def _undo(lease: Lease, *, locked: bool = False) -> None:
     """Give back what did not come up; a Modal that cannot be asked any more hides no earlier fault."""
     try:
         if locked:
-            sharing.give_back(lease, _stop)
+            sharing.give_back(lease, lambda _: _stop_of(lease))
         else:
             release(lease)
     except ServerError as error:
@@ -286,7 +310,7 @@ def deploy(config: RunConfig, model: PreparedModel, *, say: Callable[[str], None
     lease = replace(lease, kept=True, benchmark=config.name)
     write_lease(lease)
     for other in others_of(lease):  # it is renewed, not doubled
-        if other.kept:
+        if other.kept and other.account == lease.account:
             drop_lease(other)
     return lease
 

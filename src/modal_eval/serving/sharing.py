@@ -50,14 +50,16 @@ def beginning(name: str) -> str:
 def give_back(lease: Lease, end: Callable[[str], None]) -> bool:
     """Drop `lease`, with the leases of the dead and after `end`, if nobody else has a right to the server.
 
-    To be called under the server's lock. Returns whether it was the last one; what `end` raises leaves every lease.
+    Leases of another account stay: what bears the name there has not been ended. To be called under the server's lock.
+    Returns whether it was the last one; what `end` raises leaves every lease.
     """
     others = others_of(lease)
     last = not any(is_live(one) for one in others)
     if last:
         end(lease.app)
         for one in others:
-            drop_lease(one)
+            if one.account in ("", lease.account):
+                drop_lease(one)
     drop_lease(lease)
     return last
 
@@ -68,7 +70,9 @@ def keep(lease: Lease) -> Lease:
     To be called under the server's lock.
     """
     kept = replace(lease, kept=True, deadline=time.time() + lease.keep_s)
-    before = [one for one in others_of(lease) if one.kept and one.deadline is not None]
+    before = [
+        one for one in others_of(lease) if (one.kept, one.account) == (True, lease.account) and one.deadline is not None
+    ]
     longest = max([kept, *before], key=lambda one: one.deadline or 0)
     write_lease(longest)
     for one in [kept, *before]:

@@ -16,7 +16,7 @@ from modal_eval.checkpoints import resolve_model
 from modal_eval.config.identity import file_sha256, full_identity
 from modal_eval.config.models import RunConfig
 from modal_eval.harnesses.environment import environment_for
-from modal_eval.harnesses.job import SCORES_LATER, HarnessJob, Phase
+from modal_eval.harnesses.job import HarnessJob, Phase
 from modal_eval.harnesses.run import describe
 from modal_eval.records import PreparedModel
 from modal_eval.results.files import read_json, write_json
@@ -136,7 +136,7 @@ def harness_job(
 ) -> HarnessJob:
     """What the harness has to do for `config`, less the rollouts that are `done`.
 
-    A harness that scores while it generates does both in either phase.
+    What is scored while it is generated, as OLMES and most verifiers environments are, is so in either phase.
     """
     return HarnessJob(
         env_id=config.env_id,
@@ -150,7 +150,7 @@ def harness_job(
         rollout_timeout_s=config.eval.rollout_timeout,
         done=done,
         harness=config.eval.harness,
-        phase=phase if config.eval.harness in SCORES_LATER else "both",
+        phase=phase,
         scoring_args=tuple(config.scoring_args),
         scoring_workers=config.eval.scoring_workers,
         api=config.eval.harness_api,

@@ -98,7 +98,7 @@ def start_proxy(run_dir: Path, server: ServerHandle | None) -> Proxy:
             api_key_env=server.api_key_env if server else None,
             max_in_flight=min(evaluation.max_concurrent, infra.max_concurrent_inputs),
             call_timeout_s=infra.timeout,
-            silence_timeout_s=infra.silence_timeout,
+            silence_timeout_s=infra.silence_timeout or infra.timeout,
             outage_timeout_s=infra.outage_timeout,
             retries=evaluation.retries,
             log_path=paths.logs_dir(run_dir) / "proxy.log",

@@ -7,6 +7,7 @@ benchmark, and the same table as `table.md` and `table.csv`. The runs stand wher
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import secrets
 import threading
@@ -20,11 +21,13 @@ from modal_eval.config.load import load_benchmark, resolve
 from modal_eval.config.models import Overrides, RunConfig
 from modal_eval.config.request import RunRequest, SuiteRequest
 from modal_eval.config.suites import load_suite, resolve_suite, serving_key, settings_of
-from modal_eval.errors import EXIT_DONE, EXIT_INCOMPLETE, ConfigError, IdentityError, SuiteError
+from modal_eval.errors import EXIT_DONE, EXIT_INCOMPLETE, ConfigError, IdentityError, ModalEvalError, SuiteError
 from modal_eval.reports.suite_table import csv_table, markdown_table
 from modal_eval.results.files import read_json, write_json, write_whole
 from modal_eval.results.run_folder import folder_called, model_slug, now
 from modal_eval.stages.children import last_words, run_child
+
+logger = logging.getLogger(__name__)
 
 KEEP_S = 180
 """For so long a server that other benchmarks of the suite need waits for the next of them."""
@@ -173,11 +176,20 @@ def evaluate_here(
 
 
 def give_back(suite: Suite) -> None:
-    """Stop the servers that were kept between the suite's benchmarks: nobody else comes for them."""
+    """Stop the servers that were kept between the suite's benchmarks: nobody else comes for them.
+
+    One that cannot be stopped keeps no other and no result: its lease stays, and it is logged.
+    """
     ours = {str(suite.run_dir(entry)) for entry in suite.entries}
     for lease in serving.leases():
         if lease.kept and lease.run_dir in ours:
-            serving.stop_lease(lease)
+            try:
+                serving.stop_lease(lease)
+            except (ModalEvalError, OSError) as error:
+                logger.warning(
+                    "%s could not be given back: %s; its lease stays until the janitor or `modal-eval stop` ends it",
+                    lease.app, error,
+                )  # fmt: skip
 
 
 def suite_folder(request: SuiteRequest, name: str) -> Path:

@@ -137,7 +137,7 @@ def _one_line(url: str) -> Iterator[None]:
         ) from error
     except (boto.HTTPClientError, boto.ConnectionError) as error:
         raise UnreachableError(f"SQS cannot be reached for queue {name} ({type(error).__name__})") from error
-    except boto.BotoCoreError as error:
+    except (boto.BotoCoreError, ValueError) as error:  # an endpoint that is no URL is a plain ValueError
         raise CheckpointError(
             f"SQS cannot be asked for queue {name} ({type(error).__name__}); check the AWS settings of this machine"
         ) from error

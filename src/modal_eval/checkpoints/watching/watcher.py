@@ -9,11 +9,11 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from modal_eval.checkpoints.s3_objects import Address, Manifest, UnreachableError, wanted
+from modal_eval.checkpoints.s3_objects import Address, Manifest, RefusedError, UnreachableError, wanted
 from modal_eval.checkpoints.watching.announcement import Announcement
 from modal_eval.checkpoints.watching.memory import Content, File, Memory, Record
 from modal_eval.checkpoints.watching.sources import Listing, Queue, list_folder, list_folders
@@ -90,8 +90,16 @@ class Watcher:
                 for folder in filter(self.covers, folders):
                     self.memory.mark(folder)
                 self.queue.delete(receipts)
+        self._look_at_each(self._due(listings), listings)
+        return self.counts - before
+
+    def look_at_open(self) -> None:
+        """Look at what was not whole, or not old enough, the last time; raises as `look` does."""
+        self._look_at_each(self.memory.open_addresses(), {})
+
+    def _look_at_each(self, addresses: Iterable[Address], listings: Mapping[Address, Listing]) -> None:
         faults = []
-        for address in self._due(listings):
+        for address in addresses:
             try:
                 self.look_at(address, listings.get(address))
             except UnreachableError:
@@ -101,12 +109,6 @@ class Watcher:
                 faults.append(error)
         if faults:
             raise faults[0]
-        return self.counts - before
-
-    def look_at_open(self) -> None:
-        """Look at what was not whole, or not old enough, the last time."""
-        for address in self.memory.open_addresses():
-            self.look_at(address)
 
     def _due(self, listings: dict[Address, Listing]) -> Iterator[Address]:
         """What is waited for, then whatever else was listed and may be new."""
@@ -156,6 +158,10 @@ class Watcher:
             manifest = whole(self.client, address)
         except UnreachableError:
             raise
+        except RefusedError as error:
+            if record.waiting != str(error):
+                logger.warning("%s", error)
+            return self._wait(record, save, str(error), None)  # an equal listing may be answered the next time
         except CheckpointError as error:
             return self._wait(record, save, str(error), seen)
         return self._announce(address, record, save, manifest)

@@ -56,6 +56,9 @@ OVERLONG_PHRASES = (
 """How vLLM, llama.cpp and the hosted services say, with status 400, that a prompt does not fit."""
 
 
+PACKAGE = Path(__file__).resolve().parents[2]
+OWN_ENVIRONMENTS, ENVKIT = PACKAGE / "harnesses" / "environments", PACKAGE / "harnesses" / "envkit"
+
 ROW_INFO = "modal_eval_info"
 """Where an environment's scoring leaves in verifiers' state what it adds to the row's `info`."""
 
@@ -309,14 +312,27 @@ def digest_of_files(folder: Path, files: Iterable[Path]) -> str:
 
 
 def digest_of_module(name: str) -> str | None:
-    """Identity of an environment's code: all Python files of its module."""
+    """Identity of an environment's code: all Python files of its module, and for ours of the graders that they share."""
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
         return None
     origin = Path(spec.origin)
     if origin.name != "__init__.py":
         return digest_of_file(origin)
-    return digest_of_files(origin.parent, origin.parent.rglob("*.py"))
+    files = list(origin.parent.rglob("*.py"))
+    if not origin.resolve().is_relative_to(OWN_ENVIRONMENTS):
+        return digest_of_files(origin.parent, files)
+    return digest_of_graders([*(file.resolve() for file in files), *ENVKIT.glob("*.py")])
+
+
+def digest_of_graders(files: Iterable[Path]) -> str:
+    """Identity of scoring by code of ours: `files`, what runs code in the sandbox, and the version that judges formulas."""
+    code = digest_of_files(PACKAGE, [*files, *(PACKAGE / "scoring").glob("*.py")])
+    try:
+        judge = importlib.metadata.version("math-verify")
+    except importlib.metadata.PackageNotFoundError:  # an environment without one
+        return code
+    return f"sha256:{hashlib.sha256(f'{code} math-verify {judge}'.encode()).hexdigest()}"
 
 
 def describe_data(job: Job, backend: Backend) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from modal_eval.harnesses.adapters.common import (
     Job,
     Outcome,
     SetupError,
-    digest_of_files,
+    digest_of_graders,
     fault,
 )
 from modal_eval.harnesses.adapters.evalplus_oracle import (
@@ -49,7 +49,7 @@ BENCHMARKS: dict[str, tuple[Dataset, bool]] = {
     "mbpp_plus": ("mbpp", True),
 }
 """The data, and whether the score counts the plus tests: a sample then has to pass base and plus tests both."""
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).resolve().parent
 SANITIZE_S = 120.0
 """EvalPlus tries every pair of lines of an answer; past this many seconds a very long answer is scored as it stands."""
 
@@ -91,7 +91,7 @@ class EvalPlusBackend:
         self.examples = [self._example(number, task) for number, task in enumerate(tasks)]
         self.version = evalplus_version()
         self.environment_version = self.data["version"]
-        self.environment_sha256 = digest_of_files(FOLDER, FOLDER.glob("evalplus_*.py"))
+        self.environment_sha256 = digest_of_graders(FOLDER.glob("evalplus_*.py"))
         self.data = {**self.data, "prompt_format": self.format}
         self.sandbox = evalplus_sandbox(backend)
         self._workers = job.scoring_workers or self.sandbox.at_once

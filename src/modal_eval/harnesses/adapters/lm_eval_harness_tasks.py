@@ -19,7 +19,7 @@ from typing import Any
 from lm_eval import evaluator
 
 from modal_eval.harnesses.adapters.channel import plain
-from modal_eval.harnesses.adapters.common import Job, SetupError, digest_of_file
+from modal_eval.harnesses.adapters.common import Job, SetupError, digest_of_file, digest_of_graders
 from modal_eval.harnesses.adapters.lm_eval_harness_code import CodeEval, sandboxed_code_eval
 from modal_eval.harnesses.adapters.lm_eval_harness_data import sources_of
 from modal_eval.harnesses.adapters.lm_eval_harness_ifeval import seeded_ifeval
@@ -207,8 +207,9 @@ def describe_data(loaded: Loaded, settings: Settings) -> dict[str, Any]:
 
 
 def digest_of_tasks(loaded: Loaded) -> str:
-    """Identity of how the tasks ask and score: their configuration, and the files that their functions stand in."""
-    return digest([name, settings_of(task, digest_of_function)] for name, task in loaded.tasks.items())
+    """Identity of how the tasks ask and score: their configuration, the files that their functions stand in, and ours."""
+    ours = digest_of_graders(Path(__file__).resolve().parent.glob("lm_eval_harness*.py"))
+    return digest([ours, *([name, settings_of(task, digest_of_function)] for name, task in loaded.tasks.items())])
 
 
 def settings_of(task: Any, describe: Callable[[Any], Any]) -> Any:

@@ -8,6 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -96,17 +97,12 @@ class LegacyBackend:
         self._job = job
         self._env: Any = vf.load_environment(job.env_id, **job.env_args)
         self._inputs: list[dict[str, Any]] = [dict(line) for line in self._env.get_eval_dataset().to_list()]
-        self.examples = [example_of(line) for line in self._inputs]
-        ids = {example.example_id for example in self.examples}
-        if len(ids) != len(self.examples):
-            raise SetupError(
-                f"environment {job.env_id!r} gives {len(self.examples)} examples but only {len(ids)} different "
-                "example_id; make them unique or drop that column"
-            )
+        self.examples = numbered([example_of(line) for line in self._inputs], job.env_id)
         self.grouped = scores_groups(self._env)
         self.environment_version = package_version(job.module_name)
         self.environment_sha256 = digest_of_module(job.module_name)
         self.data = dict(getattr(self._env, "data_source", None) or {})
+        self._scores_later = job.phase == "generate" and bool(getattr(self._env, "scores_later", False))
         report_scoring_errors(self._env)
 
     async def open(self) -> None:
@@ -119,7 +115,10 @@ class LegacyBackend:
 
     async def run_one(self, position: int, rollout: int, calls: CallLog) -> Outcome:
         outcome, state = await self._generate(position, rollout, calls)
-        if state is not None:
+        if state is not None and self._scores_later:
+            outcome.pending = True
+            await self._env.rubric.cleanup(state)
+        elif state is not None:
             await self._score([state], [outcome])
         return outcome
 
@@ -238,6 +237,22 @@ def example_of(line: dict[str, Any]) -> Example:
         info=info,
         task=task if isinstance(task, str) else "default",
     )
+
+
+def numbered(examples: list[Example], env_id: str) -> list[Example]:
+    """The examples with an `example_id` of 0 to n-1 each: their own where those are just that, else their positions.
+
+    A data set that counts from 1, or one that was filtered, has others. Raises `SetupError` when two are equal.
+    """
+    ids = {example.example_id for example in examples}
+    if len(ids) != len(examples):
+        raise SetupError(
+            f"environment {env_id!r} gives {len(examples)} examples but only {len(ids)} different example_id; make them "
+            "unique or drop that column"
+        )
+    if ids == set(range(len(examples))):
+        return examples
+    return [replace(example, example_id=position) for position, example in enumerate(examples)]
 
 
 def describe(state: Any, outcome: Outcome) -> None:

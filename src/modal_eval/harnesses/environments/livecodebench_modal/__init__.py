@@ -66,6 +66,7 @@ def load_environment(
         eval_dataset=make_dataset(data, convert), system_prompt=system_prompt, parser=parser, rubric=rubric
     )
     environment.data_source = data.source
+    environment.scores_later = True  # its tests take longer than some answers, and a GPU would wait for them
     return environment
 
 
